@@ -1,0 +1,59 @@
+# One way to run everything. `make demo` and `make test` need only Python 3.11+, a compiler and the
+# package registries; both share one set-up in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH := torch==2.13.0
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format docs docs-serve readme clean
+
+help:
+	@echo "make demo   set up, then run typical sampling on a real language model: claims and an HTML report"
+	@echo "make test   set up, then run the tests"
+	@echo "make lint   ruff, mypy, import-linter and the generated parts of README and docs"
+	@echo "make docs   build the documentation into site/"
+
+# PyTorch goes first: asked for on its own, pip takes the build that fits this machine, and nothing
+# later replaces it.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Szilard needs Python 3.11 or newer; set PYTHON=/path/to/python")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/szilard run typical-sampling --preset quick --workers $(WORKERS)
+
+test: $(INSTALLED)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+readme: $(INSTALLED)
+	$(BIN)/python docs/generate.py
+
+docs: readme
+	$(BIN)/mkdocs build --strict
+
+docs-serve: readme
+	$(BIN)/mkdocs serve
+
+clean:
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
