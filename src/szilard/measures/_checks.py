@@ -29,6 +29,17 @@ def log_base(base: float | None) -> float:
     return 1.0 / math.log(base)
 
 
+def as_tensor(x: Tensor | np.ndarray) -> Tensor:
+    """A tensor as it is; an array as a CPU tensor of its own, whatever its strides or byte order.
+
+    >>> as_tensor(np.arange(3.0)[::-1])
+    tensor([2., 1., 0.], dtype=torch.float64)
+    """
+    if isinstance(x, Tensor):
+        return x
+    return torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("="), order="C"))
+
+
 def check_floating(x: Tensor | np.ndarray, name: str) -> None:
     """Refuses anything but a real floating-point tensor or array with at least one axis.
 
@@ -77,15 +88,9 @@ def check_logits(logits: Tensor | np.ndarray, name: str = "logits") -> None:
     check_floating(logits, name)
     # NaN and +inf propagate through a maximum, and only an all -inf row has the maximum -inf:
     # one reduction sees all three.
-    if isinstance(logits, Tensor):
-        top: Tensor | np.ndarray = logits.detach().amax(-1)
-        legal = bool(torch.isfinite(top).all())
-    else:
-        top = logits.max(-1)
-        legal = bool(np.isfinite(top).all())
-    if legal:
+    top = logits.detach().amax(-1) if isinstance(logits, Tensor) else as_tensor(logits.max(-1))
+    if bool(torch.isfinite(top).all()):
         return
-    top = torch.as_tensor(top)
     what = (
         "NaN" if top.isnan().any() else "+inf" if (top == math.inf).any() else "a row of -inf alone"
     )
@@ -113,7 +118,7 @@ def check_probabilities(
     """
     check_floating(p, name)
     _check_axes(p, name, axes)
-    p = p.detach() if isinstance(p, Tensor) else torch.from_numpy(np.array(p))
+    p = as_tensor(p).detach()
     # The negation catches NaN too.
     if not bool((p >= 0).all()):
         raise ValueError(f"{name} must be non-negative and not NaN, but its minimum is {p.min()}")
@@ -144,8 +149,7 @@ def check_log_probabilities(
     """
     check_floating(log_p, name)
     _check_axes(log_p, name, axes)
-    log_p = log_p.detach() if isinstance(log_p, Tensor) else torch.from_numpy(np.array(log_p))
-    log_p = log_p.flatten(-axes)
+    log_p = as_tensor(log_p).detach().flatten(-axes)
     check_logits(log_p, name)
     dtype = torch.promote_types(log_p.dtype, torch.float32)
     off = log_p.to(dtype).logsumexp(-1).abs()
