@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def log_base(base: float | None) -> float:
+def log_base(base: float | int | None) -> float:
     """The factor that turns nats into the unit of `base`: multiply by it.
 
     Args:
@@ -19,7 +19,7 @@ def log_base(base: float | None) -> float:
     Raises:
         ValueError: base is not a positive finite number other than 1.
 
-    >>> log_base(2) * math.log(8)
+    >>> round(log_base(2) * math.log(8), 12)
     3.0
     """
     if base is None:
@@ -100,7 +100,7 @@ def check_logits(logits: Tensor | np.ndarray, name: str = "logits") -> None:
 def check_probabilities(
     p: Tensor | np.ndarray,
     name: str = "probs",
-    atol: float = 1e-6,
+    atol: float | int = 1e-6,
     axes: int = 1,
 ) -> None:
     """Refuses what is not a probability distribution over the last axis (or axes).
@@ -132,7 +132,7 @@ def check_probabilities(
 def check_log_probabilities(
     log_p: Tensor | np.ndarray,
     name: str = "log_probs",
-    atol: float = 1e-6,
+    atol: float | int = 1e-6,
     axes: int = 1,
 ) -> None:
     """Refuses what is not the logarithm of a distribution over the last axis (or axes).
