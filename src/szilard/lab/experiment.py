@@ -130,7 +130,8 @@ class Figure:
 
 class Experiment(Protocol):
     """A paper's claims against its baselines. One module in `szilard.experiments` a method, which
-    ends with `experiment = TheClass()`."""
+    ends with `experiment = TheClass()`.
+    """
 
     Config: ClassVar[type[ExperimentConfig]]
     presets: ClassVar[Mapping[Preset, ExperimentConfig]]

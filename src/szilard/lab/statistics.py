@@ -57,10 +57,12 @@ def mean_interval(
     if (data == data[0]).all():
         return Interval(mean, mean, mean, level)
     rng = np.random.default_rng(rng_seed)
+    # Blocks of about a million draws bound the memory without a Python loop over resamples.
+    block = max(1, 1_000_000 // units)
     means = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(units, size=units)
-        means[i] = sums[drawn].sum() / counts[drawn].sum()
+    for start in range(0, resamples, block):
+        drawn = rng.integers(units, size=(min(block, resamples - start), units))
+        means[start : start + block] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), level)

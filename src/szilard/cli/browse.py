@@ -1,0 +1,115 @@
+"""`szilard list` and `szilard show`: what there is."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Annotated
+
+import typer
+
+from szilard import catalog
+from szilard.cli.console import UserError, out
+
+
+def find(slug: str) -> catalog.Method:
+    """The method, or an error that suggests the nearest."""
+    try:
+        return catalog.find(slug)
+    except catalog.UnknownMethodError as error:
+        raise UserError(str(error)) from None
+
+
+def list_methods(
+    family: Annotated[
+        str | None, typer.Option("--family", "-f", help="Only the methods of this family.")
+    ] = None,
+) -> None:
+    """List the methods, family by family."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    if family is not None and family not in catalog.FAMILIES:
+        near = get_close_matches(family, catalog.FAMILIES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(catalog.FAMILIES)}"
+        raise UserError(f"there is no family {family!r}; {hint}")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("method", no_wrap=True)
+    table.add_column("measures", ratio=1)
+    table.add_column("and", ratio=1)
+    table.add_column("", no_wrap=True)
+    ready = planned = 0
+    for name, purpose in catalog.FAMILIES.items():
+        methods = [m for m in catalog.METHODS if m.family == name]
+        if (family is not None and name != family) or not methods:
+            continue
+        table.add_row(f"[bold]{name}[/]", f"[dim italic]{escape(purpose)}[/]", "", "")
+        for method in methods:
+            is_ready = method.status == "ready"
+            ready, planned = ready + is_ready, planned + (not is_ready)
+            table.add_row(
+                f"  {method.slug}",
+                escape(method.measures),
+                escape(method.acts),
+                "[green]ready[/]" if is_ready else "planned",
+                style="" if is_ready else "dim",
+            )
+    out().print(table)
+    out().print(
+        f"\n{ready} ready, {planned} planned. [dim]`szilard show METHOD` says more, "
+        f"`szilard run METHOD` tests its paper's claims.[/]",
+        highlight=False,
+    )
+
+
+def show(slug: Annotated[str, typer.Argument(help="The method, as in `szilard list`.")]) -> None:
+    """Show one method: paper, entry point, presets and their settings."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    method = find(slug)
+    console = out()
+    console.print(f"[bold]{escape(method.name)}[/]  [dim]{method.slug}[/]", highlight=False)
+    console.print(f"measures {escape(method.measures)};\n{escape(method.acts)}\n", highlight=False)
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim")
+    facts.add_column()
+    facts.add_row("family", f"{method.family} ({catalog.FAMILIES[method.family]})")
+    facts.add_row("paper", f"{escape(method.paper)}, {method.year}")
+    if method.url:
+        facts.add_row("", method.url)
+    facts.add_row("status", method.status)
+    if method.entry_point:
+        module, _, attribute = method.entry_point.partition(":")
+        facts.add_row("use", f"from {module} import {attribute}")
+    if method.extras:
+        facts.add_row("install", escape(f'pip install "szilard[{",".join(method.extras)}]"'))
+    if method.status == "ready":
+        facts.add_row("run", f"szilard run {method.slug} --preset quick")
+    console.print(facts, highlight=False)
+    if method.status == "ready":
+        _show_settings(method)
+
+
+def _show_settings(method: catalog.Method) -> None:
+    """The experiment's settings under each preset, for `--set`."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from szilard.lab.units import load_experiment
+
+    try:
+        experiment = load_experiment(method.experiment)
+    except ImportError as error:
+        out().print(f"\n[yellow]its experiment can't be loaded here:[/] {escape(str(error))}")
+        return
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), header_style="dim", title="\nSettings", title_justify="left"
+    )
+    table.add_column("--set", no_wrap=True)
+    for preset in experiment.presets:
+        table.add_column(preset)
+    table.add_column("", ratio=1)
+    for name, field in experiment.Config.model_fields.items():
+        values = [str(getattr(preset, name)) for preset in experiment.presets.values()]
+        table.add_row(name, *map(escape, values), escape(field.description or ""))
+    out().print(table, highlight=False)

@@ -1,0 +1,5 @@
+"""`szilard doctor`."""
+
+
+def doctor() -> None:
+    """Doctor."""

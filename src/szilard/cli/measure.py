@@ -1,0 +1,5 @@
+"""`szilard measure`."""
+
+
+def measure() -> None:
+    """Measure."""

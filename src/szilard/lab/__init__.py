@@ -1,0 +1,1 @@
+"""The lab: experiments, and what runs, stores, judges and shows them."""
