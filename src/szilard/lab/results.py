@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from szilard.lab.experiment import Claim, Experiment, Interval, Verdict
+from szilard.lab.figures import plot_json
 from szilard.lab.statistics import mean_interval
 from szilard.lab.store import Failure, Run, StoreError, Unit, Warn
 from szilard.lab.workers import describe
@@ -114,7 +114,7 @@ def judge(
         errors.append(Problem("claims", describe(error), traceback.format_exc()))
     try:
         for figure in experiment.figures(config, table):
-            plot = json.loads(figure.plot.to_json())
+            plot = plot_json(figure.plot)
             figures.append(Drawing(figure.title, figure.caption, plot))
     except Exception as error:
         errors.append(Problem("figures", describe(error), traceback.format_exc()))

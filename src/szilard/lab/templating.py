@@ -49,6 +49,16 @@ def interval(measured: Interval | None) -> str:
     return f"{number(measured.value)} [{number(measured.low)}, {number(measured.high)}]"
 
 
+def spread(measured: Interval) -> bool:
+    """Whether an interval has a width that can be shown."""
+    return measured.low < measured.high and math.isfinite(measured.low)
+
+
+def plain(value: Any) -> str:
+    """A setting as it would be typed."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def script_json(content: Any) -> Markup:
     """JSON that may stand inside a script element."""
     text = json.dumps(content, separators=(",", ":"))
@@ -71,6 +81,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "script_json": script_json}
+    environment.filters |= {"number": number, "interval": interval, "script_json": script_json, "plain": plain}
+    environment.tests["spread"] = spread
     environment.globals |= {"plotly_source": plotly_source}
     return environment

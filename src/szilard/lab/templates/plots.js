@@ -1,0 +1,55 @@
+"use strict";
+// Every .plot element holds its figure as JSON in the script element inside it; it is drawn when it
+// comes near the window, and again when the theme changes.
+function theme(small) {
+  const css = getComputedStyle(document.documentElement);
+  const get = (name) => css.getPropertyValue(name).trim();
+  const axis = {
+    gridcolor: get("--grid"), linecolor: get("--rule"), zerolinecolor: get("--rule"),
+    tickcolor: get("--rule"), automargin: true, title: { standoff: 12 },
+  };
+  return {
+    layout: {
+      colorway: PALETTE,
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: small ? 11 : 13, color: get("--ink") },
+      xaxis: axis, yaxis: axis,
+      polar: { bgcolor: "rgba(0,0,0,0)", radialaxis: axis, angularaxis: axis },
+      margin: small ? { l: 48, r: 8, t: 8, b: 40 } : { l: 64, r: 16, t: 28, b: 56 },
+      hoverlabel: { bgcolor: get("--raised"), bordercolor: get("--rule"), font: { color: get("--ink") } },
+      legend: { orientation: "h", yanchor: "bottom", y: 1.02, x: 0, bgcolor: "rgba(0,0,0,0)" },
+      colorscale: { sequential: "Viridis", diverging: "RdBu" },
+    },
+    data: { heatmap: [{ colorbar: { outlinewidth: 0 } }] },
+  };
+}
+function draw(element) {
+  const figure = JSON.parse(element.querySelector("script").textContent);
+  const small = element.classList.contains("small");
+  const layout = { ...figure.layout, template: theme(small), autosize: true };
+  if (small) { delete layout.height; delete layout.title; delete layout.margin; layout.showlegend = false; }
+  else if (layout.height) element.style.height = layout.height + "px";
+  const options = { responsive: true, displaylogo: false, displayModeBar: small ? false : "hover" };
+  let target = element.querySelector(".canvas");
+  if (!target) {
+    target = document.createElement("div");
+    target.className = "canvas";
+    target.style.height = "100%";
+    element.append(target);
+    element.style.height = element.style.height || getComputedStyle(element).minHeight;
+  }
+  Plotly.react(target, figure.data, layout, options);
+  element.dataset.drawn = "yes";
+}
+const near = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (entry.isIntersecting && !entry.target.dataset.drawn) draw(entry.target);
+  }
+}, { rootMargin: "600px" });
+addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll(".plot").forEach((element) => near.observe(element));
+});
+document.addEventListener("themechange", () => {
+  document.querySelectorAll(".plot[data-drawn]").forEach(draw);
+});
+addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(draw));
