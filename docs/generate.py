@@ -1,7 +1,7 @@
 """Writes the parts of the README and the docs that come from the catalogue.
 
-    python docs/generate.py            rewrite them
-    python docs/generate.py --check    exit 1 where one is out of date
+python docs/generate.py            rewrite them
+python docs/generate.py --check    exit 1 where one is out of date
 """
 
 import sys
@@ -38,7 +38,10 @@ def with_table(text: str, pages: str) -> str:
 
 def main() -> int:
     stale = []
-    for path, pages in ((ROOT / "README.md", "docs/methods/"), (ROOT / "docs/methods/index.md", "")):
+    for path, pages in (
+        (ROOT / "README.md", "docs/methods/"),
+        (ROOT / "docs/methods/index.md", ""),
+    ):
         current = path.read_text()
         wanted = with_table(current, pages)
         if wanted == current:
