@@ -81,7 +81,12 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "script_json": script_json, "plain": plain}
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "script_json": script_json,
+        "plain": plain,
+    }
     environment.tests["spread"] = spread
     environment.globals |= {"plotly_source": plotly_source}
     return environment

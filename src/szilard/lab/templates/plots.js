@@ -18,6 +18,7 @@ function theme(small) {
       margin: small ? { l: 48, r: 8, t: 8, b: 40 } : { l: 64, r: 16, t: 28, b: 56 },
       hoverlabel: { bgcolor: get("--raised"), bordercolor: get("--rule"), font: { color: get("--ink") } },
       legend: { orientation: "h", yanchor: "bottom", y: 1.02, x: 0, bgcolor: "rgba(0,0,0,0)" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: get("--soft"), activecolor: get("--link") },
       colorscale: { sequential: "Viridis", diverging: "RdBu" },
     },
     data: { heatmap: [{ colorbar: { outlinewidth: 0 } }] },
@@ -29,7 +30,9 @@ function draw(element) {
   const layout = { ...figure.layout, template: theme(small), autosize: true };
   if (small) { delete layout.height; delete layout.title; delete layout.margin; layout.showlegend = false; }
   else if (layout.height) element.style.height = layout.height + "px";
-  const options = { responsive: true, displaylogo: false, displayModeBar: small ? false : "hover" };
+  const options = { responsive: true, displaylogo: false, displayModeBar: small ? false : "hover",
+    // A page that promises to need no network offers no button that sends the plot away.
+    modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d"] };
   let target = element.querySelector(".canvas");
   if (!target) {
     target = document.createElement("div");
