@@ -52,11 +52,17 @@ class DiffusionSpectrum:
         Raises:
             ValueError: t is not positive.
 
+        Warns:
+            UserWarning: the entropy is within 2 % of 0 or log n.
+
         >>> spectrum = DiffusionSpectrum(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), 1.0)
         >>> round(spectrum.entropy(base=2).item(), 12)
         1.0
         """
-        return _powered_entropy(self.eigenvalues, _check_time(t)) * log_base(base)
+        unit = log_base(base)
+        entropy = _powered_entropy(self.eigenvalues, _check_time(t))
+        _warn_at_the_ends(entropy.item() / math.log(len(self.eigenvalues)), self.sigma)
+        return entropy * unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +275,7 @@ def diffusion_spectrum(
     Source: Liao et al., Assessing Neural Network Representations During Training Using
     Noise-Resilient Diffusion Spectral Entropy (2024), arXiv 2312.04823, section III.
     """
-    _check_kernel(sigma, normalization, max_n)
+    check_kernel(sigma, 1, normalization, max_n)
     points = _subsample(_check_points(Z), max_n, rng)
     squared, width = _distances_and_bandwidth(points, sigma)
     return DiffusionSpectrum(_diffusion_eigenvalues(squared, width, normalization).flip(-1), width)
@@ -338,12 +344,11 @@ def diffusion_spectral_entropy(
 
     Source: Liao et al. (2024), arXiv 2312.04823, definition of diffusion spectral entropy.
     """
-    unit = log_base(base)
+    log_base(base)
     _check_time(t)
     spectrum = diffusion_spectrum(Z, sigma, normalization=normalization, max_n=max_n, rng=rng)
-    entropy = spectrum.entropy(t)
-    _warn_at_the_ends(entropy.item() / math.log(len(spectrum.eigenvalues)), spectrum.sigma)
-    return entropy * unit if isinstance(Z, Tensor) else float(entropy * unit)
+    entropy = spectrum.entropy(t, base=base)
+    return entropy if isinstance(Z, Tensor) else entropy.item()
 
 
 def diffusion_spectral_mutual_information(
@@ -400,8 +405,7 @@ def diffusion_spectral_mutual_information(
     its results were computed.
     """
     unit = log_base(base)
-    _check_time(t)
-    _check_kernel(sigma, normalization, max_n)
+    check_kernel(sigma, t, normalization, max_n)
     points = _check_points(Z).detach()
     labels = _check_labels(points, Y, discrete, n_clusters, repeats)
     seed = _as_seed(rng)
@@ -585,7 +589,7 @@ def matrix_entry_entropy(
     4.0
     """
     unit = log_base(base)
-    _check_kernel(sigma, "half", 2)
+    check_kernel(sigma)
     kernel = _kernel(*_distances_and_bandwidth(_check_points(Z).detach(), sigma))
     kernel = _rescale(kernel, 0.5)
     markov = kernel / kernel.sum(-1, keepdim=True)
@@ -619,7 +623,7 @@ def adjacency_spectral_entropy(
     1.0
     """
     unit = log_base(base)
-    _check_kernel(sigma, "code", 2)
+    check_kernel(sigma)
     points = _check_points(Z).detach()
     if neighbors is not None and not 1 <= neighbors <= len(points):
         raise ValueError(f"neighbors must be in 1..{len(points)} (n), but is {neighbors}")
@@ -630,6 +634,30 @@ def adjacency_spectral_entropy(
         reach = squared.kthvalue(neighbors, dim=-1, keepdim=True).values
         eigenvalues = torch.linalg.eigvals((squared <= reach).double())
     return _powered_entropy(eigenvalues, 1).item() * unit
+
+
+def check_kernel(
+    sigma: Bandwidth,
+    t: float | int = 1,
+    normalization: Normalization = "code",
+    max_n: int = 10_000,
+) -> None:
+    """Refuses parameters of a diffusion spectral entropy that mean nothing.
+
+    Raises:
+        ValueError: sigma or t not positive and finite, an unknown name, or max_n < 2.
+    """
+    _check_time(t)
+    if isinstance(sigma, str):
+        if sigma not in ("median", "mean_norm"):
+            raise ValueError(f"sigma must be a number, 'median' or 'mean_norm', but is {sigma!r}")
+    elif not (sigma > 0 and math.isfinite(sigma)):
+        raise ValueError(f"sigma must be a positive finite number, but is {sigma!r}")
+    if normalization not in get_args(Normalization):
+        choices = ", ".join(get_args(Normalization))
+        raise ValueError(f"normalization must be one of {choices}, but is {normalization!r}")
+    if max_n < 2:
+        raise ValueError(f"max_n must be at least 2, but is {max_n}")
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -784,19 +812,6 @@ def _check_labels(
     if Y.ndim == 0 or len(Y) != len(points):
         raise ValueError(f"Y must have a row for each of Z's {len(points)}, has {tuple(Y.shape)}")
     return cluster_labels(Y, discrete=discrete, n_clusters=n_clusters)
-
-
-def _check_kernel(sigma: Bandwidth, normalization: Normalization, max_n: int) -> None:
-    if isinstance(sigma, str):
-        if sigma not in ("median", "mean_norm"):
-            raise ValueError(f"sigma must be a number, 'median' or 'mean_norm', but is {sigma!r}")
-    elif not (sigma > 0 and math.isfinite(sigma)):
-        raise ValueError(f"sigma must be a positive finite number, but is {sigma!r}")
-    if normalization not in get_args(Normalization):
-        choices = ", ".join(get_args(Normalization))
-        raise ValueError(f"normalization must be one of {choices}, but is {normalization!r}")
-    if max_n < 2:
-        raise ValueError(f"max_n must be at least 2, but is {max_n}")
 
 
 def _check_time(t: float | int) -> float | int:
