@@ -25,7 +25,9 @@ from szilard.measures.spectral import (
     von_neumann_entropy,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:entropy within 2 %")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:entropy within 2 %", "ignore:Graph is not fully connected"
+)
 
 # Eigenvalues come in float64 from matrices of at most a few hundred rows: rounding stays below this.
 EXACT = 1e-10
