@@ -52,6 +52,11 @@ def row_moments(logits: Tensor, scale: float, mask: Tensor | None) -> RowMoments
         mask: boolean, as many entries as rows; a row with False is not read, its moments are those
             of a single certain outcome.
     """
+    if _compiled_for(logits):
+        from szilard.kernels import tokens_cpu
+
+        argmax, columns = tokens_cpu.row_moments(logits, scale, mask)
+        return RowMoments(argmax, *columns)
     acc, rows = accumulator(logits.device), logits.shape[:-1].numel()
     argmax = torch.zeros(rows, dtype=torch.long, device=logits.device)
     maximum, mean, variance = (argmax.to(acc) for _ in range(3))
@@ -94,15 +99,19 @@ def softmax_polynomial(
     Returns:
         Contiguous, shape and dtype of `logits`.
     """
+    rows = torch.stack((moments.maximum, moments.total, moments.mean, *coefficients))
+    if _compiled_for(logits):
+        from szilard.kernels import tokens_cpu
+
+        return tokens_cpu.softmax_polynomial(logits, scale, rows, mask)
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     flat = out.view(-1, logits.shape[-1])
     for begin, end, z in _row_blocks(logits):
-        columns = (moments.maximum, moments.total.log(), moments.mean, *coefficients)
-        peak, log_total, mean, a, b, c = (x[begin:end, None].to(z.dtype) for x in columns)
+        peak, total, mean, a, b, c = rows[:, begin:end, None].to(z.dtype)
         t = (z - peak).mul_(scale).clamp_(min=_NEGLIGIBLE)
-        p = (t - log_total).exp_()
+        e = t.exp()
         d = t.sub_(mean)
-        value = p.mul_(a + d * (b + d * c))
+        value = e.div_(total).mul_(a + d * (b + d * c))
         if mask is not None:
             value = torch.where(mask[begin:end, None], value, 0.0)
         flat[begin:end] = value
@@ -140,6 +149,10 @@ def merge(left: RowMoments, right: RowMoments, scale: float, offset: int) -> Row
     variance = f1 * var1 + f2 * var2 + f1 * f2 * (mean1 - mean2).square()
     argmax = torch.where(left.maximum >= right.maximum, left.argmax, right.argmax + offset)
     return RowMoments(argmax, maximum, total, mean, variance)
+
+
+def _compiled_for(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.dtype in {torch.float32, torch.bfloat16}
 
 
 def _row_blocks(logits: Tensor) -> Iterator[tuple[int, int, Tensor]]:
