@@ -74,7 +74,7 @@ def test_one_independent_unit_excludes_nothing() -> None:
 
 def test_nan_propagates() -> None:
     interval = mean_interval([1.0, math.nan])
-    assert math.isnan(interval.value) and math.isnan(interval.low) and math.isnan(interval.high)
+    assert all(math.isnan(x) for x in (interval.value, interval.low, interval.high))
 
 
 def test_the_paired_difference_removes_what_the_pairs_share() -> None:
