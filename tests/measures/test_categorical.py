@@ -482,6 +482,21 @@ def test_an_infinite_divergence_has_no_nan_in_its_gradients() -> None:
             assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("measure", [kl_divergence, js_divergence])
+def test_probability_zero_has_gradient_zero_where_the_slope_is_infinite(measure) -> None:
+    p = torch.tensor([0.0, 0.4, 0.6], dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64, requires_grad=True)
+    at_p, at_q = torch.autograd.grad(measure(p, q), (p, q))
+    assert at_p[0] == 0
+    assert (at_p[1:] != 0).all()
+    assert at_q.isfinite().all()
+    if measure is js_divergence:
+        assert torch.autograd.grad(measure(q, p), p)[0][0] == 0
+        # d JS / d q = ln(q / m) / 2.
+        m = (p + q) / 2
+        torch.testing.assert_close(at_q[1:], (q / m).log()[1:] / 2)
+
+
 def test_cross_entropy_is_linear_in_p_down_to_probability_zero() -> None:
     p = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([0.25, 0.75], dtype=torch.float64)
