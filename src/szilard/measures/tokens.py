@@ -230,7 +230,9 @@ class _SoftmaxStatistics(Function):
         entry = g_index * scale + _polynomial(log_p, moments, coefficients)
         if mask is not None:
             entry = torch.where(mask[:, None], entry, 0)
-        grad.view(-1, grad.shape[-1]).scatter_(-1, index, entry.to(grad.dtype))
+        row = torch.arange(len(index), device=index.device)[:, None]
+        # Not scatter_, which copies all of a bfloat16 tensor on the CPU.
+        grad.view(-1, grad.shape[-1])[row, index] = entry.to(grad.dtype)
         return grad, None, None, None, None
 
 
