@@ -82,8 +82,7 @@ class _CovarianceTrainer(TokenShapedGRPOTrainer):
         selected = select(**batch, count=self._budget.take(tokens))
         for key, value in selection_metrics(**batch, selected=selected).items():
             self._metrics["train"][f"covariance/{key}"].append(value.item())
-        rows = slice(self.accelerator.process_index * len(logp), None)
-        return selected[rows][: len(logp), : logp.shape[1]]
+        return selected[self.accelerator.process_index * len(logp) :][: len(logp), : logp.shape[1]]
 
 
 class ClipCovTrainer(_CovarianceTrainer):

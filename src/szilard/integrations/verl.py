@@ -12,10 +12,15 @@ The settings are those of verl's own `PolicyLossConfig`, whose defaults are not 
 Centring and ranking see one micro-batch of one rank, as in verl's own losses: larger micro-batches are
 nearer the paper. How many tokens are selected does not depend on the micro-batch's size: each rank
 carries the unspent remainder of the share from one micro-batch to the next.
+
+KL-Cov does nothing with one optimiser step a rollout: it needs `data.train_batch_size` above
+`actor.ppo_mini_batch_size`, or `actor.ppo_epochs > 1`. A loss can't see the former, so watch
+`actor/abs_log_ratio`, which then stays at rounding error.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -57,6 +62,11 @@ def _clip_cov() -> Callable[..., _Loss]:
             config.clip_ratio if side is None else side
             for side in (config.clip_ratio_low, config.clip_ratio_high)
         )
+        if (low, high) != (1, 1):
+            warnings.warn(
+                f"szilard_clip_cov with clip_ratio_low={low}, clip_ratio_high={high}; the paper's is 1, 1",
+                stacklevel=2,
+            )
         return _aggregated(
             clip_cov_loss,
             budgets.setdefault(settings.clip_cov_ratio, SelectionBudget(settings.clip_cov_ratio)),
