@@ -12,7 +12,7 @@ import typer
 
 from szilard import __version__
 from szilard.cli import browse, doctor, experiments, measure
-from szilard.cli.console import USAGE, UserError, errors
+from szilard.cli.console import UserError, errors
 
 app = typer.Typer(
     name="szilard",
@@ -51,7 +51,7 @@ def main() -> None:
         app()
     except UserError as error:
         errors().print(f"[bold red]error:[/] {error.markup}", highlight=False, soft_wrap=True)
-        sys.exit(USAGE)
+        sys.exit(error.code)
     except KeyboardInterrupt:
         errors().print("[yellow]stopped[/]")
         sys.exit(130)

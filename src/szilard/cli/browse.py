@@ -26,34 +26,32 @@ def list_methods(
 ) -> None:
     """List the methods, family by family."""
     from rich.markup import escape
-    from rich.table import Table
 
     if family is not None and family not in catalog.FAMILIES:
         near = get_close_matches(family, catalog.FAMILIES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(catalog.FAMILIES)}"
         raise UserError(f"there is no family {family!r}; {hint}")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("method", no_wrap=True)
-    table.add_column("measures", ratio=1)
-    table.add_column("and", ratio=1)
-    table.add_column("", no_wrap=True)
+    console = out()
+    # Lines padded by hand: a table that measures every cell would take longer than all else here.
+    slugs = max(len(method.slug) for method in catalog.METHODS) + 2
+    # Into a pipe nothing is cut off.
+    room = max(20, console.width - slugs - 11) if console.is_terminal else 1000
     ready = planned = 0
     for name, purpose in catalog.FAMILIES.items():
         methods = [m for m in catalog.METHODS if m.family == name]
         if (family is not None and name != family) or not methods:
             continue
-        table.add_row(f"[bold]{name}[/]", f"[dim italic]{escape(purpose)}[/]", "", "")
+        console.print(f"[bold]{name}[/] [dim]{escape(purpose)}[/]", highlight=False)
         for method in methods:
             is_ready = method.status == "ready"
             ready, planned = ready + is_ready, planned + (not is_ready)
-            table.add_row(
-                f"  {method.slug}",
-                escape(method.measures),
-                escape(method.acts),
-                "[green]ready[/]" if is_ready else "planned",
-                style="" if is_ready else "dim",
+            acts = method.acts if len(method.acts) <= room else method.acts[: room - 1] + "…"
+            style = "green" if is_ready else "dim"
+            console.print(
+                f"  {method.slug:<{slugs}}[{style}]{method.status:<9}[/][dim]{escape(acts)}[/]",
+                highlight=False,
+                soft_wrap=True,
             )
-    out().print(table)
     out().print(
         f"\n{ready} ready, {planned} planned. [dim]`szilard show METHOD` says more, "
         f"`szilard run METHOD` tests its paper's claims.[/]",

@@ -13,7 +13,11 @@ CLAIM_FAILED = 3
 
 
 class UserError(Exception):
-    """A mistake in what was asked for: shown in one line, without a traceback."""
+    """What the user can act on: shown in one line, without a traceback."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
 
     @property
     def markup(self) -> str:

@@ -70,6 +70,8 @@ def run(
             )
     except (SettingError, StoreError, ImportError) as error:
         raise UserError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"the run stopped, what is finished is kept: {error}", FAILED) from None
     except KeyboardInterrupt:
         errors().print("[yellow]stopped;[/] the same command goes on from the last finished unit")
         raise typer.Exit(130) from None
@@ -158,20 +160,20 @@ def _print_results(method: Method, results: Results, report: Path) -> None:
     signs = {Verdict.HOLDS: "✓", Verdict.FAILS: "✗", Verdict.NOT_MEASURABLE: "?"}
     if results.claims:
         table = Table(title=f"{method.name}: claims", title_justify="left", show_lines=True)
-        for name in ("claim", "paper", "measured"):
-            table.add_column(name, overflow="fold")
-        table.add_column("verdict")
+        table.add_column("claim", ratio=3)
+        table.add_column("measured", ratio=2)
+        table.add_column("verdict", no_wrap=True)
         for claim in results.claims:
-            measured = interval(claim.measured)
+            measured = escape(interval(claim.measured))
             if claim.measured is not None:
                 measured += f"\n[dim]{escape(claim.quantity)} {escape(claim.criterion)}[/]"
             elif claim.note:
                 measured = f"[dim]{escape(claim.note)}[/]"
+            label = "not measurable" if claim.verdict is Verdict.NOT_MEASURABLE else claim.verdict
             table.add_row(
-                escape(claim.statement),
-                escape(claim.paper),
+                f"{escape(claim.statement)}\n[dim]paper: {escape(claim.paper)}[/]",
                 measured,
-                f"[{styles[claim.verdict]}]{signs[claim.verdict]} {claim.verdict}[/]",
+                f"[{styles[claim.verdict]}]{signs[claim.verdict]} {label}[/]",
             )
         out().print(table, highlight=False)
     for failure in results.failures:

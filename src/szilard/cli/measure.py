@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
     from szilard.lab.reading import Reading
 
 # From white to a strong orange; text on them is black, so they read on any terminal.
-_RAMP = ("#ffffff", "#fdeee0", "#fbd9bb", "#f8c08f", "#f4a361", "#ee8436", "#d9660f")
+_RAMP = tuple(
+    f"black on {color}"
+    for color in ("#ffffff", "#fdeee0", "#fbd9bb", "#f8c08f", "#f4a361", "#ee8436", "#d9660f")
+)
+_SIXTEEN_COLOR_RAMP = ("default", "black on green", "black on yellow", "black on red")
 
 
 class Quantity(StrEnum):
@@ -103,9 +108,12 @@ def _read(text: str, name: str, base: float | None, window: int | None) -> Readi
     console = errors()
     try:
         with console.status(f"loading {name}"):
+            from transformers.utils.logging import disable_progress_bar
+
             from szilard.lab.reading import read_text
             from szilard.zoo.language import load_language_model
 
+            disable_progress_bar()
             model, tokenizer = load_language_model(name)
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("reading", total=1.0)
@@ -141,15 +149,16 @@ def _print_coloured(reading: Reading, by: Quantity) -> None:
     values = sorted(reading.surprisals if by is Quantity.SURPRISAL else reading.entropies)
     # The ramp ends at the 98th percentile, so that one rare token doesn't bleach the rest.
     top = max(values[int(0.98 * (len(values) - 1))] if values else 0.0, 1e-9)
+    console = out()
+    ramp = _SIXTEEN_COLOR_RAMP if console.color_system == "standard" else _RAMP
     shown = Text()
     for token in reading.tokens:
         value = token.surprisal if by is Quantity.SURPRISAL else token.entropy
-        shown.append(token.text, style="" if value is None else _style(value / top))
-    console = out()
+        shown.append(token.text, style="" if value is None else _style(ramp, value / top))
     console.print(shown, highlight=False)
     legend = Text(f"\n{by} 0 ")
-    for i in range(len(_RAMP)):
-        legend.append("   ", style=f"on {_RAMP[i]}")
+    for style in ramp:
+        legend.append(" ▪ ", style=style)
     legend.append(f" {top:.1f} {reading.unit} or more")
     console.print(legend, highlight=False)
     surprisals, entropies = reading.surprisals, reading.entropies
@@ -164,6 +173,5 @@ def _print_coloured(reading: Reading, by: Quantity) -> None:
     console.print(reading.context, style="dim", highlight=False)
 
 
-def _style(share: float) -> str:
-    step = min(len(_RAMP) - 1, int(min(1.0, max(0.0, share)) * len(_RAMP)))
-    return f"black on {_RAMP[step]}"
+def _style(ramp: Sequence[str], share: float) -> str:
+    return ramp[min(len(ramp) - 1, int(max(0.0, share) * len(ramp)))]

@@ -28,7 +28,9 @@ _RESOLUTION = 1000
 
 
 class Display:
-    """A bar over the units and one for each unit that is being computed."""
+    """A bar over the units and one for each that is being computed; plain lines where the output is
+    no terminal.
+    """
 
     def __init__(self) -> None:
         self._overall = Progress(
@@ -42,6 +44,7 @@ class Display:
             transient=True,
         )
         self._run: TaskID | None = None
+        self._total = self._done = 0
         self._units: dict[Unit, TaskID] = {}
 
     def __enter__(self) -> Display:
@@ -58,8 +61,10 @@ class Display:
     def begin(self, units: Sequence[Unit], reused: int) -> None:
         if reused:
             errors().print(f"{reused} units are already in the store", style="dim")
+        self._total = len(units)
         if units:
-            self._overall.start()
+            if errors().is_terminal:
+                self._overall.start()
             self._run = self._overall.add_task("units", total=len(units), message="")
 
     def event(self, event: Event) -> None:
@@ -78,8 +83,15 @@ class Display:
             )
         elif isinstance(event, Finished | Failed):
             self._overall.remove_task(self._units.pop(unit))
+            self._done += 1
             if self._run is not None:
                 self._overall.advance(self._run)
+            if isinstance(event, Finished) and not errors().is_terminal:
+                errors().print(
+                    f"{self._done}/{self._total} {escape(str(unit))}: {event.seconds:.1f} s",
+                    highlight=False,
+                    soft_wrap=True,
+                )
             if isinstance(event, Failed):
                 errors().print(
                     f"[red]failed:[/] {escape(str(unit))}: {escape(event.failure.error)}",

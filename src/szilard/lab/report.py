@@ -40,6 +40,7 @@ def render_report(
         results=results,
         command=command(manifest),
         level=levels[0] if levels else 0.95,
+        coverage=1 - 2.0 ** (1 - len(manifest["seeds"])),
         verdicts=list(Verdict),
         palette=PALETTE,
         plotly_js=plotly_js,
