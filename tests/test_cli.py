@@ -174,7 +174,9 @@ def test_doctor_gives_the_command_that_installs_what_is_missing(
 def test_an_unmet_version_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from szilard.cli import doctor
 
-    monkeypatch.setattr(doctor, "requires", lambda name: ['numpy>=999; extra == "language"'])
+    monkeypatch.setattr(
+        "importlib.metadata.requires", lambda name: ['numpy>=999; extra == "language"']
+    )
     doctor._missing.cache_clear()
     lacking = {extra.name: extra.missing for extra in extras()}
     doctor._missing.cache_clear()

@@ -233,7 +233,7 @@ def test_killed_and_run_again_equals_undisturbed(
     coin: Method, tmp_path: Path, observer: Any
 ) -> None:
     counter = tmp_path / "counter"
-    settings = ["flips=20", "pause=0.15", f"counter={counter}"]
+    settings = ["flips=20", "pause=0.1", f"counter={counter}"]
     command = [
         sys.executable,
         str(Path(__file__).parent / "coin_cli.py"),
@@ -302,3 +302,22 @@ def test_sql_reads_across_runs(coin: Method, tmp_path: Path, observer: Any) -> N
 def test_sql_on_an_empty_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no finished unit"):
         store.query("select * from units", tmp_path)
+
+
+def test_the_code_digest_covers_what_experiments_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "lone_experiment.py").write_text("import _shared\n")
+
+    class Lone(Method):
+        @property
+        def experiment(self) -> str:
+            return "lone_experiment"
+
+    method = Lone("lone", "x", "physics", "x", 2000, None, "x", "x")
+    before = code_digest(method)
+    (tmp_path / "_shared.py").write_text("x = 1\n")
+    with_helper = code_digest(method)
+    (tmp_path / "_shared.py").write_text("x = 2\n")
+    assert len({before, with_helper, code_digest(method)}) == 3

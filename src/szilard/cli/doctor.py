@@ -7,7 +7,6 @@ import shutil
 import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
 from szilard.cli.console import out
@@ -76,12 +75,16 @@ def doctor() -> None:
 
 def extras() -> list[Extra]:
     """Every extra of the installed distribution, with the requirements that are not met."""
+    from importlib.metadata import metadata
+
     names = metadata("szilard").get_all("Provides-Extra") or []
     return [Extra(name, tuple(dict.fromkeys(_missing(name)))) for name in names]
 
 
 @cache
 def _missing(extra: str) -> tuple[str, ...]:
+    from importlib.metadata import PackageNotFoundError, requires, version
+
     from packaging.requirements import Requirement
 
     lacking: list[str] = []

@@ -60,8 +60,8 @@ def checked_arms(experiment: Experiment, config: ExperimentConfig) -> Sequence[s
 def code_digest(method: Method) -> str:
     """Names the state of the code that a method's results depend on.
 
-    Covers the source of its experiment and of the package that holds its entry point, so that a
-    result is never mixed with one of other code.
+    Covers the source of its experiment (with the private modules beside it) and of the package that
+    holds its entry point, so that a result is never mixed with one of other code.
     """
     modules = [method.experiment]
     if method.entry_point is not None:
@@ -84,4 +84,8 @@ def _sources(module: str) -> list[Path]:
             for folder in spec.submodule_search_locations
             for path in Path(folder).rglob("*.py")
         )
-    return [Path(spec.origin)] if spec.origin else []
+    if spec.origin is None:
+        return []
+    source = Path(spec.origin)
+    # Experiments may share private modules beside them.
+    return [source, *sorted(source.parent.glob("_[!_]*.py"))]
