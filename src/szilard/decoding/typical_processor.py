@@ -56,7 +56,8 @@ class TypicalLogitsProcessor(LogitsProcessor):
     >>> processor(torch.tensor([[0]]), scores).exp()
     tensor([[0.0000, 0.2500, 0.0000, 0.0000]])
 
-    Source: Meister et al. 2023, Locally Typical Sampling, section 5.
+    Source: Meister, Pimentel, Wiher, Cotterell, Locally Typical Sampling (TACL 2023; arXiv
+        2202.00666), section 5.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""One module a method: its paper's claims, measured against its baselines."""
