@@ -17,7 +17,7 @@ _BLOCK_ELEMENTS = 1 << 21
 
 def attention_entropy(
     weights: Float[Tensor, "*batch heads queries keys"],
-    mask: Bool[Tensor, "*#batch #heads #queries #keys"] | None = None,
+    mask: Bool[Tensor, "..."] | None = None,
     *,
     normalize: bool = False,
     base: float | None = None,

@@ -207,7 +207,9 @@ class _SoftmaxStatistics(Function):
         _check_total(moments.total, "logits")
         top = moments.argmax[:, None] if top is None else top
         index = top if targets is None else torch.cat((targets[:, None], top), -1)
-        chosen = logits.gather(-1, index.view(*logits.shape[:-1], -1)).view(index.shape)
+        chosen = logits.gather(-1, index.view(*logits.shape[:-1], index.shape[-1])).view(
+            index.shape
+        )
         if mask is not None:
             chosen = torch.where(mask[:, None], chosen, 0)
         ctx.save_for_backward(
@@ -293,7 +295,8 @@ class _LinearSoftmaxStatistics(Function):
         grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
         grad_weight = torch.empty_like(weight) if need_weight else None
         grad_bias = torch.empty_like(bias) if need_bias else None
-        for words in _blocks(len(weight), _LINEAR_BLOCK_ELEMENTS // _LINEAR_BLOCK_TOKENS):
+        tall = max(1, min(len(hidden), _LINEAR_BLOCK_TOKENS))
+        for words in _blocks(len(weight), _LINEAR_BLOCK_ELEMENTS // tall):
             w = weight[words].to(dtype)
             gw, gb = torch.zeros_like(w), torch.zeros(len(w), dtype=dtype, device=w.device)
             for tokens in _blocks(len(hidden), _LINEAR_BLOCK_TOKENS):
