@@ -166,7 +166,9 @@ def _print_results(method: Method, results: Results, report: Path) -> None:
         for claim in results.claims:
             measured = escape(interval(claim.measured))
             if claim.measured is not None:
-                measured += f"\n[dim]{escape(claim.quantity)} {escape(claim.criterion)}[/]"
+                measured += (
+                    f"\n[dim]{escape(claim.quantity)}; holds if {escape(claim.criterion)}[/]"
+                )
             elif claim.note:
                 measured = f"[dim]{escape(claim.note)}[/]"
             label = "not measurable" if claim.verdict is Verdict.NOT_MEASURABLE else claim.verdict

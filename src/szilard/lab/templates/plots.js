@@ -1,6 +1,6 @@
 "use strict";
-// Every .plot element holds its figure as JSON in the script element inside it; it is drawn when it
-// comes near the window, and again when the theme changes.
+// Every .plot element holds its figure as JSON in the script element inside it. They are drawn one
+// after the other without blocking the page, and again when the theme changes.
 function theme(small) {
   const css = getComputedStyle(document.documentElement);
   const get = (name) => css.getPropertyValue(name).trim();
@@ -28,8 +28,16 @@ function draw(element) {
   const figure = JSON.parse(element.querySelector("script").textContent);
   const small = element.classList.contains("small");
   const layout = { ...figure.layout, template: theme(small), autosize: true };
-  if (small) { delete layout.height; delete layout.title; delete layout.margin; layout.showlegend = false; }
-  else if (layout.height) element.style.height = layout.height + "px";
+  if (small) {
+    layout.height = Math.min(layout.height || 340, 460);
+    delete layout.title;
+    delete layout.margin;
+    layout.annotations = layout.annotations?.map((note) => ({ ...note, font: { ...note.font, size: 11 } }));
+  }
+  if (layout.height) element.style.height = layout.height + "px";
+  // Titles of subplots stand where the legend would: it goes above them.
+  const titled = layout.annotations?.some((note) => note.yref === "paper" && note.yanchor === "bottom" && note.y > 0.98);
+  if (titled) layout.template.layout.legend.y = 1 + 30 / (element.clientHeight - 110);
   const options = { responsive: true, displaylogo: false, displayModeBar: small ? false : "hover",
     // A page that promises to need no network offers no button that sends the plot away.
     modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d"] };
@@ -44,14 +52,13 @@ function draw(element) {
   Plotly.react(target, figure.data, layout, options);
   element.dataset.drawn = "yes";
 }
-const near = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (entry.isIntersecting && !entry.target.dataset.drawn) draw(entry.target);
-  }
-}, { rootMargin: "600px" });
-addEventListener("DOMContentLoaded", () => {
-  document.querySelectorAll(".plot").forEach((element) => near.observe(element));
-});
+function drawNext() {
+  const element = document.querySelector(".plot:not([data-drawn])");
+  if (!element) return;
+  draw(element);
+  setTimeout(drawNext);
+}
+addEventListener("DOMContentLoaded", () => setTimeout(drawNext));
 document.addEventListener("themechange", () => {
   document.querySelectorAll(".plot[data-drawn]").forEach(draw);
 });
