@@ -391,6 +391,24 @@ def test_linear_statistics_of_bfloat16_are_accumulated_in_float32() -> None:
     assert leaf.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(0, 15), slice(15, 30), slice(0, 37)])
+def test_linear_statistics_refuse_nan_anywhere_in_the_weight(rows: slice) -> None:
+    weight = randn(37, 3, dtype=torch.float32)
+    weight[rows] = torch.nan
+    with pytest.raises(ValueError, match="hidden @ weight"):
+        linear_token_statistics(randn(4, 3, dtype=torch.float32), weight)
+
+
+def test_linear_statistics_allow_blocks_of_minus_infinity(small_blocks: None) -> None:
+    hidden, weight = randn(4, 3, dtype=torch.float32), randn(37, 3, dtype=torch.float32)
+    bias = torch.where(torch.arange(37) < 20, -torch.inf, 0.0)
+    stats = linear_token_statistics(hidden, weight, torch.arange(20, 24), bias)
+    exact = token_statistics((hidden @ weight.T)[:, 20:], torch.arange(4))
+    for a, b in zip(fields(stats), fields(exact), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_linear_statistics_ignore_what_masked_positions_hold() -> None:
     hidden, weight = randn(4, 3), randn(11, 3, seed=1).requires_grad_()
     mask = torch.tensor([True, False, True, False])

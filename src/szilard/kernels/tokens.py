@@ -28,7 +28,8 @@ _NEGLIGIBLE = -1e4
 class RowMoments:
     """Softmax moments of each row, in the accumulation dtype.
 
-    `total` is NaN where a row has no distribution (NaN, +inf or nothing but -inf among its logits).
+    `total` is NaN or 0 where a row has no distribution: with NaN or +inf among its logits the
+    maximum or the total is NaN, with nothing but -inf the maximum is -inf.
     """
 
     argmax: Tensor

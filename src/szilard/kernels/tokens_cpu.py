@@ -197,7 +197,9 @@ def _moments(
                     mean += drop
                 m, at = peak, start
             if m == -np.inf:
-                total = np.nan if _has_nan(x) else total
+                if _has_nan(x):
+                    m = f32(np.nan)
+                    break
                 continue
             s32, u32, w32 = _block_sums(x, m, rate, floor, f32(mean), f32(0))
             s, u, w, centre = f64(s32), f64(u32), f64(w32), f64(f32(mean))
@@ -214,6 +216,8 @@ def _moments(
             share = s / total
             variance += share * (var - variance + (1 - share) * (mu - mean) ** 2)
             mean += share * (mu - mean)
+        if m != m:
+            total = np.nan
         argmax[row] = at + _position(flat[first + at : first + min(at + _BLOCK, vocab)], m)
         out[0, row], out[1, row] = m, total
         out[2, row], out[3, row] = mean * scale, max(variance, 0.0) * scale**2

@@ -80,10 +80,9 @@ def sliding_window_mean(
     tokens = values.shape[-1]
     at = torch.arange(tokens, device=values.device) + ahead + 1
     stop, start = at.clamp(max=tokens), (at - window).clamp(min=0, max=tokens)
+    total, count = (_cumulative(x) for x in (kept, counts))
     return _ratio(
-        _cumulative(kept)[..., stop] - _cumulative(kept)[..., start],
-        _cumulative(counts)[..., stop] - _cumulative(counts)[..., start],
-        values.dtype,
+        total[..., stop] - total[..., start], count[..., stop] - count[..., start], values.dtype
     )
 
 
