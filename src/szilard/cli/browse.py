@@ -91,23 +91,28 @@ def show(slug: Annotated[str, typer.Argument(help="The method, as in `szilard li
 def _show_settings(method: catalog.Method) -> None:
     """The experiment's settings under each preset, for `--set`."""
     from rich.markup import escape
-    from rich.table import Table
 
+    from szilard.lab.templating import plain
     from szilard.lab.units import load_experiment
 
+    console = out()
     try:
         experiment = load_experiment(method.experiment)
     except ImportError as error:
-        out().print(f"\n[yellow]its experiment can't be loaded here:[/] {escape(str(error))}")
+        console.print(f"\n[yellow]its experiment can't be loaded here:[/] {escape(str(error))}")
         return
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), header_style="dim", title="\nSettings", title_justify="left"
-    )
-    table.add_column("--set", no_wrap=True)
-    for preset in experiment.presets:
-        table.add_column(preset)
-    table.add_column("", ratio=1)
-    for name, field in experiment.Config.model_fields.items():
-        values = [str(getattr(preset, name)) for preset in experiment.presets.values()]
-        table.add_row(name, *map(escape, values), escape(field.description or ""))
-    out().print(table, highlight=False)
+    console.print("\n[bold]Settings[/] [dim](--set KEY=VALUE; values of the presets)[/]")
+    presets = {
+        str(name): config.model_dump(mode="json") for name, config in experiment.presets.items()
+    }
+    for key, field in experiment.Config.model_fields.items():
+        note = escape(field.description or "")
+        console.print(f"  [bold]{key}[/]  [dim]{note}[/]", highlight=False)
+        values = {name: plain(config[key]) for name, config in presets.items()}
+        if len(set(values.values())) == 1:
+            values = {"all": next(iter(values.values()))}
+        for name, value in values.items():
+            line = f"    {name:<7}{value}"
+            console.print(
+                line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis", crop=True
+            )
