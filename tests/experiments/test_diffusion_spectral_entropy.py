@@ -90,10 +90,11 @@ def test_a_table_with_arms_missing_makes_claims_not_measurable_and_draws_the_res
     assert len(experiment.claims(config, training)) == len(verdicts)
 
 
-def test_memorising_ends_at_chance_on_the_test_set(smoke):
+def test_true_labels_generalise_and_random_ones_do_not(smoke):
     last = smoke[(smoke.metric == "accuracy") & (smoke.step == 3)].groupby("arm").value.mean()
-    assert last["true labels"] > 0.5
-    assert last["random labels"] < 0.35
+    # Chance is 0.1; on 150 images its standard error is 0.025.
+    assert last["true labels"] > 0.35
+    assert last["random labels"] < 0.25
 
 
 def test_the_channel_s_information_is_that_of_a_symmetric_channel():

@@ -327,6 +327,15 @@ class TestDiffusionSpectralEntropy:
             whole
         )
 
+    def test_read_only_and_strided_arrays_are_measured_and_left_alone(self):
+        points = cloud(40, 6)
+        expected = diffusion_spectral_entropy(points[::2, ::-1].copy(), 1.0)
+        points.setflags(write=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert diffusion_spectral_entropy(points[::2, ::-1], 1.0) == pytest.approx(expected)
+            diffusion_spectral_entropy(points, 1.0)
+
     def test_near_duplicates_far_from_the_origin_are_told_apart_in_float64(self):
         points = np.array([[1e4, 0.0], [1e4, 1.0]])
         assert diffusion_spectral_entropy(points, 1.0, base=2) == pytest.approx(0.7153491667)

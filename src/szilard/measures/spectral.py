@@ -774,10 +774,17 @@ def _warn_at_the_ends(fraction: float, sigma: float) -> None:
     )
 
 
+def _tensor(x: Tensor | np.ndarray) -> Tensor:
+    """The same memory as a tensor; a copy of an array that torch cannot share."""
+    if isinstance(x, Tensor):
+        return x
+    return torch.from_numpy(np.require(x, requirements=["C", "W"]))
+
+
 def _as_float64(x: Tensor | np.ndarray, name: str) -> Float[Tensor, "..."]:
     if not isinstance(x, Tensor | np.ndarray):
         raise TypeError(f"{name} must be a torch.Tensor or numpy.ndarray, but is {type(x)}")
-    values = (x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))).double()
+    values = _tensor(x).double()
     if not bool(values.isfinite().all()):
         bad = int((~values.isfinite()).sum())
         raise ValueError(f"{name} must be finite, but holds {bad} NaN or inf")
@@ -791,7 +798,7 @@ def _check_points(Z: Tensor | np.ndarray) -> Float[Tensor, "n d"]:
         raise ValueError(
             f"Z must be (n >= 2 points, d >= 1 coordinates), but has shape {tuple(Z.shape)}"
         )
-    points = Z if isinstance(Z, Tensor) else torch.from_numpy(np.ascontiguousarray(Z))
+    points = _tensor(Z)
     if not points.is_floating_point():
         points = points.double()
     if not bool(points.isfinite().all()):
@@ -826,7 +833,7 @@ def _check_hermitian(
     """The matrix in double precision, and the tolerance that its own dtype calls for."""
     if not isinstance(x, Tensor | np.ndarray):
         raise TypeError(f"{name} must be a torch.Tensor or numpy.ndarray, but is {type(x)}")
-    tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    tensor = _tensor(x)
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] == 0:
         raise ValueError(f"{name} must be square, but has shape {tuple(tensor.shape)}")
     if not (tensor.is_floating_point() or tensor.is_complex()):
