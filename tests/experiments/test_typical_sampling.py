@@ -105,12 +105,12 @@ def test_a_unit_depends_on_its_seed_alone_and_leaves_the_global_one(table):
     assert torch.equal(torch.get_rng_state(), state)
     first = table[(table.arm == "typical-0.2") & (table.seed == 1)]
     np.testing.assert_array_equal(again.value, first.value)
-    other = table[(table.arm == "typical-0.2") & (table.seed == 0) & (table.metric == "text")]
-    assert list(again[again.metric == "text"].text) != list(other.text)
+    other = table[(table.arm == "typical-0.2") & (table.seed == 0) & (table.metric == "characters")]
+    assert list(again[again.metric == "characters"].text) != list(other.text)
 
 
 def test_greedy_writes_its_texts_once(table):
-    written = table[(table.arm == "greedy") & (table.metric == "text")]
+    written = table[(table.arm == "greedy") & (table.metric == "characters")]
     assert set(written.seed) == {0}
     assert len(written) == SMOKE.sources[0].prompts
 

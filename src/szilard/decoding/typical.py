@@ -45,7 +45,7 @@ def local_typicality(
     tokens: Int[Tensor, "*batch tokens"],
     mask: Bool[Tensor, "*batch tokens"] | None = None,
     *,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> LocalTypicality:
     """Surprisal, conditional entropy and their difference for every token of a text.
 
@@ -69,8 +69,7 @@ def local_typicality(
 
     Source: Meister et al. 2023, section 4 (the information content of a token against the entropy).
     """
-    unit = None if base is None else float(base)
-    statistics = token_statistics(logits, tokens, mask=mask, base=unit)
+    statistics = token_statistics(logits, tokens, mask=mask, base=base)
     assert statistics.logprob is not None
     surprisal = -statistics.logprob
     return LocalTypicality(surprisal, statistics.entropy, surprisal - statistics.entropy)
@@ -78,7 +77,7 @@ def local_typicality(
 
 def typical_mask(
     logits: Float[Tensor, "*batch vocab"],
-    mass: float | int,
+    mass: float,
     ties: Ties = "all",
     *,
     min_tokens_to_keep: int = 1,
@@ -144,7 +143,7 @@ def typical_mask(
 
 def typical_sample(
     probs: Float[np.ndarray, "*batch vocab"],
-    mass: float | int,
+    mass: float,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "*batch"]:
     """Draws one token a row from its locally typical set, renormalised.
@@ -175,7 +174,7 @@ def typical_sample(
     return np.asarray((collected <= u).sum(axis=-1))
 
 
-def check_mass(mass: float | int, *, one_is_legal: bool = False) -> None:
+def check_mass(mass: float, *, one_is_legal: bool = False) -> None:
     """Refuses a mass outside (0, 1), or outside (0, 1] where 1 is legal."""
     if not (0 < mass < 1 or (one_is_legal and mass == 1)):
         raise ValueError(f"mass must lie in (0, 1{']' if one_is_legal else ')'}, but is {mass!r}")

@@ -62,7 +62,7 @@ class TypicalLogitsProcessor(LogitsProcessor):
 
     def __init__(
         self,
-        mass: float | int = 0.2,
+        mass: float = 0.2,
         min_tokens_to_keep: int = 1,
         ties: Ties = "all",
         filter_value: float = -float("inf"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -221,6 +222,8 @@ class TypicalExperiment:
                 _deviation_by_rule(mine, arms, suffix),
                 _surprisal_against_entropy(mine, arms, suffix),
             ]
+            if not next(source for source in config.sources if source.name == name).dataset:
+                figures.append(_continuations(mine, arms, config.openings))
         return [*figures, _kept_band(config), _exact_deviation(table, arms)]
 
 
@@ -327,10 +330,8 @@ def _written(config: TypicalConfig, source: Source, rule: str, seed: int, log: L
                 prompt = b * config.batch_size + r
                 own = {"source": source.name, "prompt": prompt}
                 rows += [{"metric": m, "value": float(v[r]), **own} for m, v in by_text.items()]
-                rows.append(
-                    {"metric": "text", "value": len(texts[-len(batch) + r]), **own}
-                    | {"text": texts[-len(batch) + r]}
-                )
+                text = texts[-len(batch) + r]
+                rows.append({"metric": "characters", "value": len(text), **own, "text": text})
                 if prompt < config.batch_size:
                     rows += [
                         {"metric": "epsilon", "value": float(epsilon[r, t]), **own}
@@ -403,6 +404,8 @@ def _masked_mean(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask, values, 0).sum(axis=1) / mask.sum(axis=1)
 
 
+# One model is kept: a process has many units of the same one.
+@lru_cache(maxsize=1)
 def _load(config: TypicalConfig, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from szilard.zoo.cache import cached
     from szilard.zoo.language import (
@@ -739,44 +742,90 @@ def _surprisal_against_entropy(table: pd.DataFrame, arms: Sequence[str], suffix:
 
 
 def _kept_band(config: TypicalConfig) -> Figure:
-    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
 
     size = 1000
     logq = (-torch.arange(1, size + 1, dtype=torch.float64).log()).log_softmax(dim=-1)
-    surprisal = -logq.numpy()
     entropy = float(torch.special.entr(logq.exp()).sum())
     rank = np.arange(1, size + 1)
-    plot = go.Figure()
-    plot.add_scatter(
-        x=rank, y=surprisal, mode="lines", line={"color": "#748091", "width": 1.5},
-        name="every token",
-    )  # fmt: skip
-    widths = iter((5, 12, 20, 28, 36))
-    shown = [r for r in config.rules if r in ("typical-0.2", "nucleus-0.9", "top-k-30")]
-    for rule in shown:
+    grey = "#748091"
+    plot = make_subplots(rows=2, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.05)
+    curve = {"x": rank, "y": -logq.numpy(), "mode": "lines", "line": {"color": grey, "width": 2}}
+    plot.add_scatter(**curve, name="surprisal of each token", row=1, col=1)
+    flat = {"x": [1, size], "y": [entropy] * 2, "mode": "lines"}
+    plot.add_scatter(**flat, line={"color": grey, "dash": "dot"}, name="entropy H", row=1, col=1)
+    wanted = ("typical-0.2", "typical-0.95", "nucleus-0.9", "top-k-30")
+    for rule in reversed([rule for rule in wanted if rule in config.rules]):
         scores = logq[None]
         for processor in processors(rule):
             scores = processor(torch.zeros(1, 1, dtype=torch.long), scores)
         kept = scores[0].isfinite().numpy()
+        first, last = rank[kept][[0, -1]]
         plot.add_scatter(
-            x=rank[kept],
-            y=surprisal[kept],
+            x=[first, last],
+            y=[rule, rule],
             mode="lines",
-            line={"width": next(widths), "color": color(config.rules.index(rule))},
-            opacity=0.55,
-            name=f"{rule}: {kept.sum()} tokens",
+            line={"width": 16, "color": color(config.rules.index(rule))},
+            hovertemplate=f"{rule} keeps ranks {first} to {last}<extra></extra>",
+            showlegend=False,
+            row=2,
+            col=1,
         )
-    plot.add_hline(
-        y=entropy, line_dash="dot", line_width=1.5, annotation_text="entropy H",
-        annotation_position="top left",
-    )  # fmt: skip
-    plot.update_xaxes(title="rank of the token (log scale)", type="log", dtick=1)
-    plot.update_yaxes(title="surprisal (nats)")
+        if rule == "typical-0.2":
+            band = -logq.numpy()[kept]
+            plot.add_hrect(
+                y0=band.min(),
+                y1=band.max(),
+                fillcolor=color(config.rules.index(rule)),
+                opacity=0.25,
+                line_width=0,
+                row=1,
+                col=1,
+            )
+    plot.update_xaxes(type="log", dtick=1, range=[0, 3])
+    plot.update_xaxes(title="rank of the token (log scale)", row=2, col=1)
+    plot.update_yaxes(title="surprisal (nats)", row=1, col=1)
+    plot.update_yaxes(title="kept by", row=2, col=1)
+    plot.update_layout(height=460)
     return Figure(
-        "What each rule keeps of one Zipf distribution",
+        "What each rule keeps of one distribution",
         "A thousand tokens, q proportional to 1/rank. Nucleus and top-k keep the likeliest tokens; "
-        "locally typical sampling keeps a band around the entropy and leaves out the head as well "
-        "as the tail.",
+        "locally typical sampling keeps the band of surprisals around the entropy (shaded for mass "
+        "0.2) and leaves out the head as well as the tail.",
+        plot,
+    )
+
+
+def _continuations(table: pd.DataFrame, arms: Sequence[str], openings: Sequence[str]) -> Figure:
+    import plotly.graph_objects as go
+
+    texts = table[(table.metric == "characters") & (table.prompt == 0) & (table.seed == 0)]
+    texts = texts.set_index("arm").text
+    shown = [arm for arm in arms if arm in texts]
+    clear, rule = "rgba(0,0,0,0)", "rgba(128,128,128,0.35)"
+    plot = go.Figure(
+        go.Table(
+            columnwidth=[1, 7],
+            header={
+                "values": ["rule", "continuation"],
+                "align": "left",
+                "fill": {"color": clear},
+                "line": {"color": rule},
+            },
+            cells={
+                "values": [shown, [" ".join(texts[arm].split()) for arm in shown]],
+                "align": "left",
+                "fill": {"color": clear},
+                "line": {"color": rule},
+                "font": {"size": 12},
+                "height": 22,
+            },
+        )
+    )
+    plot.update_layout(height=80 + 95 * len(shown), margin={"l": 0, "r": 0, "t": 8, "b": 8})
+    return Figure(
+        "One opening under each rule",
+        f"“{openings[0]} …”, continued with seed 0.",
         plot,
     )
 
