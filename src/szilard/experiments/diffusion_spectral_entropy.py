@@ -975,9 +975,15 @@ def _corruption_figure(config: DSEConfig, rows: pd.DataFrame) -> Figure:
 def _dimension_figure(config: DSEConfig, rows: pd.DataFrame) -> Figure:
     import plotly.graph_objects as go
 
+    from szilard.lab.figures import color
+
     figure = go.Figure(_lines(rows, "dimension", "DSE", 0, shown=False))
     ceiling = math.log2(config.intrinsic_points)
-    figure.add_hline(y=ceiling, line_dash="dot", annotation_text=f"log2 n = {ceiling:.2f} bits")
+    figure.add_hline(
+        y=ceiling,
+        line={"dash": "dot", "color": color(7)},
+        annotation_text=f"log2 n = {ceiling:.2f} bits",
+    )
     figure.update_xaxes(title_text="intrinsic dimension", type="log", dtick=math.log10(2))
     figure.update_yaxes(title_text="DSE (bits)", rangemode="tozero")
     return Figure(
