@@ -22,15 +22,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from szilard._extras import require
 from szilard.rl import SelectionBudget, clip_cov_loss, kl_cov_loss
 
+_ALGORITHMS = "verl.trainer.ppo.core_algos"
 _Loss = tuple[Tensor, dict[str, Any]]
 
 
@@ -40,7 +41,12 @@ def register() -> None:
     Raises:
         ImportError: verl is not installed.
     """
-    algorithms = require("verl.trainer.ppo.core_algos", extra="rl")
+    try:
+        algorithms = import_module(_ALGORITHMS)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{error.name} is not installed; these losses need: pip install verl"
+        ) from error
     algorithms.register_policy_loss("szilard_clip_cov")(_clip_cov())
     algorithms.register_policy_loss("szilard_kl_cov")(_kl_cov())
 
@@ -111,7 +117,6 @@ def _aggregated(
     **settings: Any,
 ) -> _Loss:
     """Runs the method on one micro-batch and reduces its token losses the way verl is configured to."""
-    algorithms = require("verl.trainer.ppo.core_algos", extra="rl")
     logp, old, adv, response_mask = batch
     mode, config, weights = aggregation
     mask = response_mask > 0
@@ -122,7 +127,7 @@ def _aggregated(
         each, metrics = logp * 0.0, {}
     if weights is not None:
         each = each * torch.where(mask, weights, 0.0)
-    loss = algorithms.agg_loss(
+    loss = import_module(_ALGORITHMS).agg_loss(
         loss_mat=each, loss_mask=response_mask, loss_agg_mode=mode, **config.global_batch_info
     )
     return loss, {f"actor/{name}": value.item() for name, value in metrics.items()}
