@@ -519,6 +519,8 @@ class TestDiffusionSpectralMutualInformation:
             diffusion_spectral_mutual_information(cloud(60), np.zeros(59, dtype=int))
         with pytest.raises(ValueError, match="at least two points"):
             diffusion_spectral_mutual_information(cloud(4), np.arange(4))
+        with pytest.raises(TypeError, match="Y must be"):
+            diffusion_spectral_mutual_information(cloud(4), [0, 0, 1, 1])
         with pytest.raises(ValueError, match="repeats"):
             diffusion_spectral_mutual_information(cloud(4), np.zeros(4, dtype=int), repeats=0)
         with pytest.raises(ValueError, match="Y must be finite"):

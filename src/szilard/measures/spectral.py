@@ -446,6 +446,7 @@ def cluster_labels(
         Labels as given, bin numbers, or cluster numbers.
 
     Raises:
+        TypeError: Y is no tensor or array.
         ValueError: no rows, NaN or infinities in a continuous Y, discrete with several columns,
             n_clusters < 1, or fewer vectors than clusters.
 
@@ -454,7 +455,8 @@ def cluster_labels(
     """
     if n_clusters < 1:
         raise ValueError(f"n_clusters must be at least 1, but is {n_clusters}")
-    values = Y.detach().cpu().numpy() if isinstance(Y, Tensor) else np.asarray(Y)
+    _check_array(Y, "Y")
+    values = Y.detach().cpu().numpy() if isinstance(Y, Tensor) else Y
     if values.ndim == 0 or len(values) == 0:
         raise ValueError(f"Y must have at least one row, but has shape {values.shape}")
     values = values.reshape(len(values), -1)
@@ -774,6 +776,11 @@ def _warn_at_the_ends(fraction: float, sigma: float) -> None:
     )
 
 
+def _check_array(x: object, name: str) -> None:
+    if not isinstance(x, Tensor | np.ndarray):
+        raise TypeError(f"{name} must be a torch.Tensor or numpy.ndarray, but is {type(x)}")
+
+
 def _tensor(x: Tensor | np.ndarray) -> Tensor:
     """The same memory as a tensor; a copy of an array that torch cannot share."""
     if isinstance(x, Tensor):
@@ -782,8 +789,7 @@ def _tensor(x: Tensor | np.ndarray) -> Tensor:
 
 
 def _as_float64(x: Tensor | np.ndarray, name: str) -> Float[Tensor, "..."]:
-    if not isinstance(x, Tensor | np.ndarray):
-        raise TypeError(f"{name} must be a torch.Tensor or numpy.ndarray, but is {type(x)}")
+    _check_array(x, name)
     values = _tensor(x).double()
     if not bool(values.isfinite().all()):
         bad = int((~values.isfinite()).sum())
@@ -792,8 +798,7 @@ def _as_float64(x: Tensor | np.ndarray, name: str) -> Float[Tensor, "..."]:
 
 
 def _check_points(Z: Tensor | np.ndarray) -> Float[Tensor, "n d"]:
-    if not isinstance(Z, Tensor | np.ndarray):
-        raise TypeError(f"Z must be a torch.Tensor or numpy.ndarray, but is {type(Z)}")
+    _check_array(Z, "Z")
     if Z.ndim != 2 or Z.shape[0] < 2 or Z.shape[1] < 1:
         raise ValueError(
             f"Z must be (n >= 2 points, d >= 1 coordinates), but has shape {tuple(Z.shape)}"
@@ -816,6 +821,7 @@ def _check_labels(
 ) -> np.ndarray:
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, but is {repeats}")
+    _check_array(Y, "Y")
     if Y.ndim == 0 or len(Y) != len(points):
         raise ValueError(f"Y must have a row for each of Z's {len(points)}, has {tuple(Y.shape)}")
     return cluster_labels(Y, discrete=discrete, n_clusters=n_clusters)
@@ -831,8 +837,7 @@ def _check_hermitian(
     x: Tensor | np.ndarray, name: str
 ) -> tuple[Inexact[Tensor, "*batch n n"], float]:
     """The matrix in double precision, and the tolerance that its own dtype calls for."""
-    if not isinstance(x, Tensor | np.ndarray):
-        raise TypeError(f"{name} must be a torch.Tensor or numpy.ndarray, but is {type(x)}")
+    _check_array(x, name)
     tensor = _tensor(x)
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] == 0:
         raise ValueError(f"{name} must be square, but has shape {tuple(tensor.shape)}")
