@@ -103,8 +103,8 @@ class Settings(ExperimentConfig):
     """Knobs shared by both runs, and those of the small model."""
 
     methods: tuple[str, ...] = METHODS
-    rollouts: int = Field(default=60, ge=1)
-    evaluate_every: int = Field(default=6, ge=1, description="rollouts between evaluations")
+    rollouts: int = Field(default=80, ge=1)
+    evaluate_every: int = Field(default=8, ge=1, description="rollouts between evaluations")
     prompts: int = Field(default=24, ge=1, description="prompts a rollout")
     samples: int = Field(default=8, ge=2, description="responses a prompt")
     minibatches: int = Field(default=8, ge=2, description="optimiser steps a rollout")
@@ -114,7 +114,7 @@ class Settings(ExperimentConfig):
     fraction: float = Field(default=0.1, gt=0, le=1, description="KL-Cov: share of tokens held")
     beta: float = Field(default=1.0, ge=0, description="KL-Cov: weight of |log ratio|")
     entropy_bonus: float = Field(default=0.01, ge=0, description="weight of the entropy bonus")
-    pretraining_steps: int = Field(default=500, ge=1, description="supervised steps of 256 traces")
+    pretraining_steps: int = Field(default=400, ge=1, description="supervised steps of 256 traces")
     modulus: int = Field(default=5, ge=2, le=10, description="of the sums")
     operands: int = Field(default=4, ge=1, le=26, description="numbers a prompt adds")
     corrupt: float = Field(default=0.3, ge=0, le=1, description="wrong running sums in the traces")
@@ -143,7 +143,7 @@ class ClipCovKLCov:
             eval_prompts=4,
             eval_samples=4,
         ),
-        "quick": Settings(seeds=3),
+        "quick": Settings(seeds=2),
         "paper": Settings(
             seeds=1,
             methods=("clip-cov", "kl-cov", "grpo", "clip-higher"),
