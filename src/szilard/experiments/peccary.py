@@ -633,21 +633,21 @@ def _plane_figure(config: PeccaryConfig, table: pd.DataFrame) -> Figure:
         hoverinfo="skip",
     )
     rows = _at(_correct(table, METHOD), duration=LONG, ratio=IDEAL)
-    for kind, one in rows.groupby("kind", sort=False):
+    for i, (kind, one) in enumerate(rows.groupby("kind", sort=False)):
         plot.add_scatter(
             x=one.value,
             y=one.C,
             mode="markers",
             name=f"{kind} ({TRUTH[str(kind)]})",
-            marker={"size": 7, "opacity": 0.75},
+            marker={"size": 7, "opacity": 0.75, "color": _color(i)},
         )
     for x, y, text in (
-        (0.33, 0.11, "regular"),
-        (0.27, 0.30, "periodic"),
-        (0.68, 0.42, "complex"),
-        (0.74, 0.13, "stochastic"),
+        (0.42, 0.24, "regular"),
+        (0.64, 0.33, "complex"),
+        (0.72, 0.23, "stochastic"),
     ):
         plot.add_annotation(x=x, y=y, text=f"<i>{text}</i>", showarrow=False)
+    plot.add_annotation(x=0.36, y=0.305, ax=-60, ay=-25, text="<i>periodic</i>", arrowwidth=1)
     plot.update_layout(
         xaxis={"title": "permutation entropy H (share of its maximum)", "range": [0, 1.02]},
         yaxis={"title": "statistical complexity C (no unit)", "range": [0, 0.48]},
@@ -813,12 +813,14 @@ def _orbits_figure(config: PeccaryConfig, table: pd.DataFrame) -> Figure:
         annotation_text="regular below",
         annotation_position="bottom left",
     )
-    plot.add_vline(
-        x=config.exponent_threshold,
-        line_dash="dot",
-        line_color="gray",
-        annotation_text="chaotic",
-        annotation_position="top right",
+    plot.add_vline(x=config.exponent_threshold, line_dash="dot", line_color="gray")
+    plot.add_annotation(
+        x=math.log10(config.exponent_threshold),  # a log axis takes an annotation's exponent
+        y=1,
+        yref="paper",
+        xanchor="left",
+        text="chaotic to the right",
+        showarrow=False,
     )
     areas = ", ".join(
         f"{arm} {mean_interval(values).value:.2f}"
