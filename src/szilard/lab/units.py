@@ -60,10 +60,11 @@ def checked_arms(experiment: Experiment, config: ExperimentConfig) -> Sequence[s
 def code_digest(method: Method) -> str:
     """Names the state of the code that a method's results depend on.
 
-    Covers the source of its experiment (with the private modules beside it) and of the package that
-    holds its entry point, so that a result is never mixed with one of other code.
+    Covers the source of its experiment (with the private modules beside it), of the package that
+    holds its entry point, and of what both stand on, so that a result is never mixed with one of
+    other code.
     """
-    modules = [method.experiment]
+    modules = [method.experiment, "szilard.zoo", "szilard.measures", "szilard.kernels"]
     if method.entry_point is not None:
         modules.append(method.entry_point.partition(":")[0])
     digest = hashlib.sha256()

@@ -1,0 +1,9 @@
+from .diffusion import DiffusionSpectralEntropy, RepresentationMonitor, RepresentationRecord
+from .recorder import ActivationRecorder
+
+__all__ = [
+    "DiffusionSpectralEntropy",
+    "RepresentationMonitor",
+    "RepresentationRecord",
+    "ActivationRecorder",
+]
