@@ -335,7 +335,7 @@ def _written(config: TypicalConfig, source: Source, rule: str, seed: int, log: L
                 if prompt < config.batch_size:
                     rows += [
                         {"metric": "epsilon", "value": float(epsilon[r, t]), **own}
-                        | {"step": t, "entropy": float(entropy[r, t])}
+                        | {"position": t, "entropy": float(entropy[r, t])}
                         for t in np.flatnonzero(mask[r])
                     ]
     distinct = len(np.unique(np.concatenate(pooled)))
@@ -659,7 +659,11 @@ def _repetition_against_perplexity(table: pd.DataFrame, arms: Sequence[str], suf
             name=arm,
             hovertemplate=f"{arm}<br>REP %{{y:.3f}}<br>perplexity %{{x:.2f}}<extra></extra>",
         )
-    plot.update_xaxes(title="self-perplexity of the text (log scale)", type="log", dtick="D2")
+    plot.update_xaxes(
+        title="self-perplexity of the text (log scale)",
+        type="log",
+        tickvals=[1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 200, 500, 1000],
+    )
     plot.update_yaxes(title="REP: share of tokens that repeat", rangemode="tozero")
     return Figure(
         f"Repetition against perplexity{suffix}",
@@ -755,7 +759,8 @@ def _kept_band(config: TypicalConfig) -> Figure:
     flat = {"x": [1, size], "y": [entropy] * 2, "mode": "lines"}
     plot.add_scatter(**flat, line={"color": grey, "dash": "dot"}, name="entropy H", row=1, col=1)
     wanted = ("typical-0.2", "typical-0.95", "nucleus-0.9", "top-k-30")
-    for rule in reversed([rule for rule in wanted if rule in config.rules]):
+    shown = [rule for rule in wanted if rule in config.rules]
+    for rule in reversed(shown):
         scores = logq[None]
         for processor in processors(rule):
             scores = processor(torch.zeros(1, 1, dtype=torch.long), scores)
@@ -785,7 +790,7 @@ def _kept_band(config: TypicalConfig) -> Figure:
     plot.update_xaxes(type="log", dtick=1, range=[0, 3])
     plot.update_xaxes(title="rank of the token (log scale)", row=2, col=1)
     plot.update_yaxes(title="surprisal (nats)", row=1, col=1)
-    plot.update_yaxes(title="kept by", row=2, col=1)
+    plot.update_yaxes(title="kept by", range=[-0.6, len(shown) - 0.4], row=2, col=1)
     plot.update_layout(height=460)
     return Figure(
         "What each rule keeps of one distribution",
@@ -822,7 +827,7 @@ def _continuations(table: pd.DataFrame, arms: Sequence[str], openings: Sequence[
             },
         )
     )
-    plot.update_layout(height=80 + 95 * len(shown), margin={"l": 0, "r": 0, "t": 8, "b": 8})
+    plot.update_layout(height=50 + 68 * len(shown), margin={"l": 0, "r": 0, "t": 8, "b": 8})
     return Figure(
         "One opening under each rule",
         f"“{openings[0]} …”, continued with seed 0.",
