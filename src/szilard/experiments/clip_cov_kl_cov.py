@@ -108,7 +108,7 @@ class Settings(ExperimentConfig):
     prompts: int = Field(default=24, ge=1, description="prompts a rollout")
     samples: int = Field(default=8, ge=2, description="responses a prompt")
     minibatches: int = Field(default=8, ge=2, description="optimiser steps a rollout")
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
     ratio: float = Field(default=0.2, gt=0, le=1, description="Clip-Cov: share of tokens removed")
     bounds: tuple[float, float] = Field(default=(0.05, 5.0), description="Clip-Cov: covariances")
     fraction: float = Field(default=0.1, gt=0, le=1, description="KL-Cov: share of tokens held")
