@@ -14,8 +14,9 @@ def require(module: str, extra: str) -> ModuleType:
     Raises:
         ImportError: the module is not installed.
 
-    >>> require("math", extra="language").pi > 3
-    True
+    Examples:
+        >>> require("math", extra="language").pi > 3
+        True
     """
     try:
         return import_module(module)

@@ -80,8 +80,9 @@ def find(slug: str) -> Method:
     Raises:
         UnknownMethodError: there is none; the message suggests the nearest slugs.
 
-    >>> find("peccary").family
-    'dynamics'
+    Examples:
+        >>> find("peccary").family
+        'dynamics'
     """
     for method in METHODS:
         if method.slug == slug:

@@ -86,10 +86,11 @@ class Peccary(TransformerMixin, BaseEstimator):
     `fit` learns nothing. `transform` returns a structured array with a row a series (`TABLE`); the
     region alone is `predict`.
 
-    >>> t = np.arange(2000) / 200
-    >>> table = Peccary(dt=1 / 200).fit_transform(np.sin(2 * np.pi * t)[None])
-    >>> str(table["region"][0]), bool(table["periodic"][0]), int(table["delay"][0])
-    ('regular', True, 21)
+    Examples:
+        >>> t = np.arange(2000) / 200
+        >>> table = Peccary(dt=1 / 200).fit_transform(np.sin(2 * np.pi * t)[None])
+        >>> str(table["region"][0]), bool(table["periodic"][0]), int(table["delay"][0])
+        ('regular', True, 21)
 
     Source: Hyman, Daniel & Schaffner, ApJ 987, 195 (2025).
     """
@@ -282,9 +283,10 @@ def natural_timescale(
     Raises:
         ValueError: unknown method, dt not positive, NaN or infinite values, a constant series.
 
-    >>> x = np.sin(2 * np.pi * np.arange(1000) / 50)
-    >>> round(float(natural_timescale(x, method="maxavg")))
-    50
+    Examples:
+        >>> x = np.sin(2 * np.pi * np.arange(1000) / 50)
+        >>> round(float(natural_timescale(x, method="maxavg")))
+        50
 
     Source: Hyman, Daniel & Schaffner (2025), section on natural timescales.
     """
@@ -329,8 +331,9 @@ def delay_of_pattern_time(
     Raises:
         ValueError: a time that is not positive and finite, or a dimension out of range.
 
-    >>> int(delay_of_pattern_time(0.4, dt=0.005))
-    20
+    Examples:
+        >>> int(delay_of_pattern_time(0.4, dt=0.005))
+        20
 
     Source: Hyman, Daniel & Schaffner (2025).
     """
@@ -358,8 +361,9 @@ def periodic_bounds(dimension: int = 5) -> tuple[float, float]:
     Raises:
         ValueError: dimension out of range.
 
-    >>> [round(h, 4) for h in periodic_bounds(5)]
-    [0.1448, 0.5512]
+    Examples:
+        >>> [round(h, 4) for h in periodic_bounds(5)]
+        [0.1448, 0.5512]
 
     Source: Hyman, Daniel & Schaffner (2025).
     """
@@ -392,8 +396,9 @@ def hc_region(
     Raises:
         ValueError: H outside [0, 1] or an impossible dimension or threshold.
 
-    >>> hc_region(np.array([0.51, 0.75, 0.99]), np.array([0.392, 0.38, 0.013]))[0].tolist()
-    ['regular', 'complex', 'stochastic']
+    Examples:
+        >>> hc_region(np.array([0.51, 0.75, 0.99]), np.array([0.392, 0.38, 0.013]))[0].tolist()
+        ['regular', 'complex', 'stochastic']
 
     Source: Hyman, Daniel & Schaffner (2025).
     """
@@ -434,9 +439,10 @@ def hc_curves(
     Raises:
         ValueError: NaN or infinite values, a series shorter than the longest window, no delays.
 
-    >>> x = np.sin(2 * np.pi * np.arange(2000) / 200)
-    >>> hc_curves(x, [1, 20]).entropy.round(2).tolist()
-    [0.18, 0.52]
+    Examples:
+        >>> x = np.sin(2 * np.pi * np.arange(2000) / 200)
+        >>> hc_curves(x, [1, 20]).entropy.round(2).tolist()
+        [0.18, 0.52]
 
     Source: Hyman, Daniel & Schaffner (2025).
     """
@@ -465,8 +471,9 @@ def uniform_step(times: ArrayLike) -> float:
     Raises:
         ValueError: fewer than two times, NaN, or steps that spread by more than 1e-6 of their mean.
 
-    >>> uniform_step([0.0, 0.5, 1.0])
-    0.5
+    Examples:
+        >>> uniform_step([0.0, 0.5, 1.0])
+        0.5
     """
     t = np.asarray(times, dtype=np.float64)
     if t.ndim != 1 or t.size < 2 or not np.isfinite(t).all():

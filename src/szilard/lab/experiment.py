@@ -88,12 +88,13 @@ class Claim:
         the other side (or is not finite); in between the value agrees but its interval does not exclude
         the opposite, and the claim is not measurable at this scale.
 
-        >>> Claim.judge("x is positive", paper="-", measured=Interval(1.0, 0.5, 1.5), quantity="x",
-        ...             above=0).verdict.value
-        'holds'
-        >>> Claim.judge("x is positive", paper="-", measured=Interval(1.0, -0.5, 1.5), quantity="x",
-        ...             above=0).verdict.value
-        'not measurable at this scale'
+        Examples:
+            >>> Claim.judge("x is positive", paper="-", measured=Interval(1.0, 0.5, 1.5), quantity="x",
+            ...             above=0).verdict.value
+            'holds'
+            >>> Claim.judge("x is positive", paper="-", measured=Interval(1.0, -0.5, 1.5), quantity="x",
+            ...             above=0).verdict.value
+            'not measurable at this scale'
         """
         if (above is None) == (below is None):
             raise ValueError("judge: give exactly one of above= and below=")

@@ -39,8 +39,9 @@ _PLOTLY_DEFAULTS = (
 def color(index: int) -> str:
     """The colour of the arm with this index.
 
-    >>> color(0) == color(10)
-    True
+    Examples:
+        >>> color(0) == color(10)
+        True
     """
     return PALETTE[index % len(PALETTE)]
 

@@ -51,8 +51,9 @@ def render_report(
 def command(manifest: Mapping[str, Any]) -> str:
     """The command line that computes a run.
 
-    >>> command({"slug": "peccary", "preset": "quick", "changed": {"n": 3}, "seeds": [0, 1]})
-    'szilard run peccary --preset quick --set n=3 --seeds 2'
+    Examples:
+        >>> command({"slug": "peccary", "preset": "quick", "changed": {"n": 3}, "seeds": [0, 1]})
+        'szilard run peccary --preset quick --set n=3 --seeds 2'
     """
     words = ["szilard", "run", manifest["slug"], "--preset", manifest["preset"]]
     for key, value in manifest["changed"].items():

@@ -33,8 +33,9 @@ def to_table(arm: str, seed: int, rows: Sequence[Mapping[str, Any]]) -> pa.Table
     Raises:
         RowError: there are no rows, or one is not as above.
 
-    >>> to_table("typical", 0, [{"metric": "rep", "value": 0.5}]).column_names
-    ['arm', 'seed', 'metric', 'value']
+    Examples:
+        >>> to_table("typical", 0, [{"metric": "rep", "value": 0.5}]).column_names
+        ['arm', 'seed', 'metric', 'value']
     """
     if not rows:
         raise RowError("the unit returned no rows")

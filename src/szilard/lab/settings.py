@@ -19,8 +19,9 @@ class SettingError(ValueError):
 def nearest(word: str, known: Sequence[str]) -> str:
     """The end of an error message: near misses, or all there is.
 
-    >>> nearest("quik", ["smoke", "quick"])
-    "; did you mean 'quick'?"
+    Examples:
+        >>> nearest("quik", ["smoke", "quick"])
+        "; did you mean 'quick'?"
     """
     near = get_close_matches(word, known, n=3, cutoff=0.5)
     if near:

@@ -36,10 +36,11 @@ def mean_interval(
     Raises:
         ValueError: no values, more than one axis, labels of another length, or an impossible level.
 
-    >>> mean_interval([1.0, 1.0, 1.0])
-    Interval(value=1.0, low=1.0, high=1.0, level=0.95)
-    >>> mean_interval([0.0, 2.0], groups=[7, 7]).low
-    -inf
+    Examples:
+        >>> mean_interval([1.0, 1.0, 1.0])
+        Interval(value=1.0, low=1.0, high=1.0, level=0.95)
+        >>> mean_interval([0.0, 2.0], groups=[7, 7]).low
+        -inf
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13 and section 8.6.
     """
@@ -94,8 +95,9 @@ def paired_difference(
     Raises:
         ValueError: lengths differ, or as in `mean_interval`.
 
-    >>> paired_difference([3.0, 4.0, 5.0], [2.0, 3.0, 4.0]).value
-    1.0
+    Examples:
+        >>> paired_difference([3.0, 4.0, 5.0], [2.0, 3.0, 4.0]).value
+        1.0
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13.
     """

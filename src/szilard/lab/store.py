@@ -92,9 +92,10 @@ def canonical_json(config: ExperimentConfig) -> str:
 def config_hash(config: ExperimentConfig) -> str:
     """Names a run. The number of seeds is left out, so that more seeds extend a run.
 
-    >>> from szilard.lab.experiment import ExperimentConfig
-    >>> config_hash(ExperimentConfig(seeds=2)) == config_hash(ExperimentConfig(seeds=5))
-    True
+    Examples:
+        >>> from szilard.lab.experiment import ExperimentConfig
+        >>> config_hash(ExperimentConfig(seeds=2)) == config_hash(ExperimentConfig(seeds=5))
+        True
     """
     content = config.model_dump(mode="json", exclude={"seeds"})
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -21,8 +21,9 @@ def render(template: str, **context: Any) -> str:
 def number(value: float) -> str:
     """A number to four significant digits.
 
-    >>> number(0.123456), number(12345.6), number(float("nan"))
-    ('0.1235', '12346', 'n/a')
+    Examples:
+        >>> number(0.123456), number(12345.6), number(float("nan"))
+        ('0.1235', '12346', 'n/a')
     """
     if math.isnan(value):
         return "n/a"
@@ -35,10 +36,11 @@ def number(value: float) -> str:
 def interval(measured: Interval | None) -> str:
     """A value with its interval.
 
-    >>> interval(Interval(0.5, 0.4, 0.6))
-    '0.5 [0.4, 0.6]'
-    >>> interval(Interval.exact(2.0))
-    '2 (exact)'
+    Examples:
+        >>> interval(Interval(0.5, 0.4, 0.6))
+        '0.5 [0.4, 0.6]'
+        >>> interval(Interval.exact(2.0))
+        '2 (exact)'
     """
     if measured is None:
         return "–"

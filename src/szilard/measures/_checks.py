@@ -19,8 +19,9 @@ def log_base(base: float | int | None) -> float:
     Raises:
         ValueError: base is not a positive finite number other than 1.
 
-    >>> round(log_base(2) * math.log(8), 12)
-    3.0
+    Examples:
+        >>> round(log_base(2) * math.log(8), 12)
+        3.0
     """
     if base is None:
         return 1.0
@@ -32,8 +33,9 @@ def log_base(base: float | int | None) -> float:
 def as_tensor(x: Tensor | np.ndarray) -> Tensor:
     """A tensor as it is; an array as a CPU tensor of its own, whatever its strides or byte order.
 
-    >>> as_tensor(np.arange(3.0)[::-1])
-    tensor([2., 1., 0.], dtype=torch.float64)
+    Examples:
+        >>> as_tensor(np.arange(3.0)[::-1])
+        tensor([2., 1., 0.], dtype=torch.float64)
     """
     if isinstance(x, Tensor):
         return x

@@ -40,10 +40,11 @@ def attention_entropy(
         ValueError: visible weights that are negative, NaN or do not sum to 1; shapes that do not
             fit; a base out of range.
 
-    >>> import torch
-    >>> weights = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
-    >>> attention_entropy(weights, base=2.0)
-    tensor([[0., 1.]])
+    Examples:
+        >>> import torch
+        >>> weights = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
+        >>> attention_entropy(weights, base=2.0)
+        tensor([[0., 1.]])
 
     Source:
         Zhai et al. (2023), "Stabilizing Transformer Training by Preventing Attention Entropy
@@ -103,10 +104,11 @@ def attention_entropy_from_qk(
         ValueError: NaN or infinite scores between a query and a key it sees; shapes that do not
             fit; a scale or base out of range.
 
-    >>> import torch
-    >>> query, key = torch.zeros(1, 3, 4), torch.randn(1, 3, 4)
-    >>> attention_entropy_from_qk(query, key, causal=True, base=2.0)
-    tensor([[0.0000, 1.0000, 1.5850]])
+    Examples:
+        >>> import torch
+        >>> query, key = torch.zeros(1, 3, 4), torch.randn(1, 3, 4)
+        >>> attention_entropy_from_qk(query, key, causal=True, base=2.0)
+        tensor([[0.0000, 1.0000, 1.5850]])
 
     Source:
         Zhai et al. (2023), "Stabilizing Transformer Training by Preventing Attention Entropy

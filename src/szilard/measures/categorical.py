@@ -57,8 +57,9 @@ def entropy(
         TypeError: not a tensor or array of floating dtype.
         ValueError: none or both forms given, not normalised, NaN, empty last axis, or a bad base.
 
-    >>> entropy(torch.tensor([0.5, 0.25, 0.25, 0.0]), base=2)
-    tensor(1.5000)
+    Examples:
+        >>> entropy(torch.tensor([0.5, 0.25, 0.25, 0.0]), base=2)
+        tensor(1.5000)
 
     Source: Shannon (1948), A mathematical theory of communication, section 6.
     """
@@ -85,8 +86,9 @@ def perplexity(
         TypeError: not a tensor or array of floating dtype.
         ValueError: none or both forms given, not normalised, NaN or an empty last axis.
 
-    >>> perplexity(np.array([0.25, 0.25, 0.25, 0.25, 0.0])).round(12)
-    np.float64(4.0)
+    Examples:
+        >>> perplexity(np.array([0.25, 0.25, 0.25, 0.25, 0.0])).round(12)
+        np.float64(4.0)
 
     Source: Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition
     tasks; Hill (1973), Diversity and evenness, number of order 1.
@@ -119,9 +121,10 @@ def renyi_entropy(
         ValueError: α negative or NaN, none or both forms given, not normalised, NaN, empty last
             axis, or a bad base.
 
-    >>> p = torch.tensor([0.5, 0.25, 0.25, 0.0])
-    >>> [round(renyi_entropy(p, alpha=a, base=2).item(), 3) for a in (0, 1, 2, math.inf)]
-    [1.585, 1.5, 1.415, 1.0]
+    Examples:
+        >>> p = torch.tensor([0.5, 0.25, 0.25, 0.0])
+        >>> [round(renyi_entropy(p, alpha=a, base=2).item(), 3) for a in (0, 1, 2, math.inf)]
+        [1.585, 1.5, 1.415, 1.0]
 
     Source: Rényi (1961), On measures of entropy and information, eq. 1.21.
     """
@@ -167,8 +170,9 @@ def tsallis_entropy(
         ValueError: q negative, infinite or NaN, none or both forms given, not normalised, NaN,
             empty last axis, or a bad base.
 
-    >>> tsallis_entropy(torch.tensor([0.5, 0.5, 0.0]), q=2)
-    tensor(0.5000)
+    Examples:
+        >>> tsallis_entropy(torch.tensor([0.5, 0.5, 0.0]), q=2)
+        tensor(0.5000)
 
     Source: Tsallis (1988), Possible generalization of Boltzmann-Gibbs statistics, eq. 1.
     """
@@ -205,8 +209,9 @@ def cross_entropy(
         ValueError: none or both forms of one distribution given, not normalised, NaN, shapes or
             devices that do not fit, empty last axis, or a bad base.
 
-    >>> cross_entropy(torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.75]), base=2)
-    tensor(2.)
+    Examples:
+        >>> cross_entropy(torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.75]), base=2)
+        tensor(2.)
 
     Source: Cover & Thomas (2006), Elements of Information Theory, 2nd ed., eq. 5.42.
     """
@@ -241,8 +246,9 @@ def kl_divergence(
         ValueError: none or both forms of one distribution given, not normalised, NaN, shapes or
             devices that do not fit, empty last axis, or a bad base.
 
-    >>> kl_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.75]), base=2)
-    tensor(2.)
+    Examples:
+        >>> kl_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.75]), base=2)
+        tensor(2.)
 
     Source: Kullback & Leibler (1951), On information and sufficiency, eq. 2.2.
     """
@@ -278,8 +284,9 @@ def js_divergence(
         ValueError: none or both forms of one distribution given, not normalised, NaN, shapes or
             devices that do not fit, empty last axis, or a bad base.
 
-    >>> js_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), base=2)
-    tensor(1.)
+    Examples:
+        >>> js_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), base=2)
+        tensor(1.)
 
     Source: Lin (1991), Divergence measures based on the Shannon entropy, eq. 4.1 with equal
     weights.
@@ -313,8 +320,9 @@ def conditional_entropy(
         ValueError: fewer than two axes, none or both forms given, not normalised, NaN, an empty
             distribution, or a bad base.
 
-    >>> conditional_entropy(torch.tensor([[0.25, 0.25], [0.5, 0.0]]), base=2)
-    tensor(0.5000)
+    Examples:
+        >>> conditional_entropy(torch.tensor([[0.25, 0.25], [0.5, 0.0]]), base=2)
+        tensor(0.5000)
 
     Source: Cover & Thomas (2006), Elements of Information Theory, 2nd ed., eq. 2.10-2.13.
     """
@@ -346,8 +354,9 @@ def mutual_information(
         ValueError: fewer than two axes, none or both forms given, not normalised, NaN, an empty
             distribution, or a bad base.
 
-    >>> mutual_information(torch.tensor([[0.5, 0.0], [0.0, 0.5]]), base=2)
-    tensor(1.)
+    Examples:
+        >>> mutual_information(torch.tensor([[0.5, 0.0], [0.0, 0.5]]), base=2)
+        tensor(1.)
 
     Source: Cover & Thomas (2006), Elements of Information Theory, 2nd ed., eq. 2.28.
     """

@@ -53,10 +53,11 @@ def entropy_from_counts(
         ValueError: an unknown method, an empty last axis, negative, fractional or non-finite
             counts, a row without any count, or a bad base.
 
-    >>> entropy_from_counts(np.array([[2, 2, 0], [4, 0, 0]]), base=2)
-    array([1., 0.])
-    >>> entropy_from_counts(torch.tensor([3, 1, 1]), method="miller-madow").item()
-    1.150...
+    Examples:
+        >>> entropy_from_counts(np.array([[2, 2, 0], [4, 0, 0]]), base=2)
+        array([1., 0.])
+        >>> entropy_from_counts(torch.tensor([3, 1, 1]), method="miller-madow").item()
+        1.150...
 
     Source: Miller (1955), Note on the bias of information estimates; Chao & Shen (2003),
     Nonparametric estimation of Shannon's index of diversity when there are unseen species in
@@ -105,9 +106,10 @@ def kozachenko_leonenko(
         ValueError: NaN or inf, k not in [1, N - 1], a point that coincides with k others, an
             unknown metric, a negative dither, a dither without rng, or a bad base.
 
-    >>> x = np.random.default_rng(0).uniform(0, 2, size=2000)
-    >>> abs(kozachenko_leonenko(x, base=2) - 1) < 0.1
-    True
+    Examples:
+        >>> x = np.random.default_rng(0).uniform(0, 2, size=2000)
+        >>> abs(kozachenko_leonenko(x, base=2) - 1) < 0.1
+        True
 
     Source: Kozachenko & Leonenko (1987), Sample estimate of the entropy of a random vector; in the
     form of Kraskov, Stögbauer & Grassberger (2004), eq. 20.
@@ -170,11 +172,12 @@ def ksg_mutual_information(
             coincides with k others, an unknown variant, a negative dither, a dither without rng, or
             a bad base.
 
-    >>> rng = np.random.default_rng(0)
-    >>> x = rng.normal(size=2000)
-    >>> y = 0.8 * x + 0.6 * rng.normal(size=2000)
-    >>> abs(ksg_mutual_information(x, y) + 0.5 * math.log(1 - 0.8**2)) < 0.1
-    True
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.normal(size=2000)
+        >>> y = 0.8 * x + 0.6 * rng.normal(size=2000)
+        >>> abs(ksg_mutual_information(x, y) + 0.5 * math.log(1 - 0.8**2)) < 0.1
+        True
 
     Source: Kraskov, Stögbauer & Grassberger (2004), Estimating mutual information, eq. 8 and 9.
     """

@@ -73,8 +73,9 @@ def pattern_ranks(dimension: int) -> Int[np.ndarray, "patterns dimension"]:
     Raises:
         ValueError: dimension out of range.
 
-    >>> pattern_ranks(3).tolist()
-    [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
+    Examples:
+        >>> pattern_ranks(3).tolist()
+        [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
 
     Source: Bandt & Pompe, Phys. Rev. Lett. 88, 174102 (2002).
     """
@@ -109,8 +110,9 @@ def ordinal_patterns(
         ValueError: NaN or infinite values, a series shorter than one window, an impossible
             dimension, delay or ties.
 
-    >>> ordinal_patterns(np.array([4.0, 7.0, 9.0, 10.0, 6.0, 11.0, 3.0]), dimension=3).tolist()
-    [0, 0, 3, 2, 3]
+    Examples:
+        >>> ordinal_patterns(np.array([4.0, 7.0, 9.0, 10.0, 6.0, 11.0, 3.0]), dimension=3).tolist()
+        [0, 0, 3, 2, 3]
 
     Source: Bandt & Pompe, Phys. Rev. Lett. 88, 174102 (2002).
     """
@@ -145,11 +147,12 @@ def ordinal_distribution(
     Raises:
         ValueError: as `ordinal_patterns`.
 
-    >>> p = ordinal_distribution(np.array([4.0, 7.0, 9.0, 10.0, 6.0, 11.0, 3.0]), dimension=3)
-    >>> p.tolist()
-    [0.4, 0.0, 0.2, 0.4, 0.0, 0.0]
-    >>> pattern_ranks(3)[p == 0].tolist()  # the missing patterns
-    [[0, 2, 1], [2, 0, 1], [2, 1, 0]]
+    Examples:
+        >>> p = ordinal_distribution(np.array([4.0, 7.0, 9.0, 10.0, 6.0, 11.0, 3.0]), dimension=3)
+        >>> p.tolist()
+        [0.4, 0.0, 0.2, 0.4, 0.0, 0.0]
+        >>> pattern_ranks(3)[p == 0].tolist()  # the missing patterns
+        [[0, 2, 1], [2, 0, 1], [2, 1, 0]]
 
     Source: Bandt & Pompe, Phys. Rev. Lett. 88, 174102 (2002).
     """
@@ -188,8 +191,9 @@ def ordinal_statistics(
     Raises:
         ValueError: as `ordinal_patterns`.
 
-    >>> ordinal_statistics(np.array([4.0, 7.0, 9.0, 10.0, 6.0, 11.0, 3.0]), dimension=3).distinct
-    array(3)
+    Examples:
+        >>> ordinal_statistics(np.array([4.0, 7.0, 9.0, 10.0, 6.0, 11.0, 3.0]), dimension=3).distinct
+        array(3)
 
     Source: Bandt & Pompe (2002); Lamberti, Martin, Plastino & Rosso, Physica A 334, 119 (2004).
     """
@@ -234,9 +238,10 @@ def permutation_entropy(
     Raises:
         ValueError: as `ordinal_patterns`, or both base and normalize.
 
-    >>> x = np.array([4.0, 7.0, 9.0, 10.0, 6.0, 11.0, 3.0])
-    >>> round(float(permutation_entropy(x, dimension=3, base=2)), 6)
-    1.521928
+    Examples:
+        >>> x = np.array([4.0, 7.0, 9.0, 10.0, 6.0, 11.0, 3.0])
+        >>> round(float(permutation_entropy(x, dimension=3, base=2)), 6)
+        1.521928
 
     Source: Bandt & Pompe, Phys. Rev. Lett. 88, 174102 (2002), eq. 1.
     """
@@ -270,8 +275,9 @@ def statistical_complexity(
     Raises:
         ValueError: as `ordinal_patterns`.
 
-    >>> float(statistical_complexity(np.arange(100.0)))
-    0.0
+    Examples:
+        >>> float(statistical_complexity(np.arange(100.0)))
+        0.0
 
     Source: Lamberti et al., Physica A 334, 119 (2004); Rosso et al., PRL 99, 154102 (2007).
     """
@@ -304,8 +310,9 @@ def missing_patterns(
     Raises:
         ValueError: as `ordinal_patterns`.
 
-    >>> int(missing_patterns(np.arange(100.0), dimension=3))
-    5
+    Examples:
+        >>> int(missing_patterns(np.arange(100.0), dimension=3))
+        5
 
     Source: Amigó, Zambrano & Sanjuán, Europhys. Lett. 79, 50001 (2007).
     """
@@ -329,9 +336,10 @@ def entropy_complexity(p: Float[Array, "*batch patterns"]) -> EntropyComplexity:
     Raises:
         ValueError: p is no distribution, or has a single outcome.
 
-    >>> h, c = entropy_complexity(np.array([0.5, 0.5, 0.0, 0.0, 0.0, 0.0]))
-    >>> round(float(h), 4), round(float(c), 4)
-    (0.3869, 0.2712)
+    Examples:
+        >>> h, c = entropy_complexity(np.array([0.5, 0.5, 0.0, 0.0, 0.0, 0.0]))
+        >>> round(float(h), 4), round(float(c), 4)
+        (0.3869, 0.2712)
 
     Source: Lamberti et al., Physica A 334, 119 (2004); Rosso et al., PRL 99, 154102 (2007).
     """
@@ -369,9 +377,10 @@ def entropy_complexity_bounds(
     Raises:
         ValueError: H outside [0, 1] or fewer than 2 outcomes.
 
-    >>> low, high = entropy_complexity_bounds(np.array([0.5, 1.0]), outcomes=120)
-    >>> low.round(4).tolist(), high.round(4).tolist()
-    ([0.2068, 0.0], [0.4005, 0.0])
+    Examples:
+        >>> low, high = entropy_complexity_bounds(np.array([0.5, 1.0]), outcomes=120)
+        >>> low.round(4).tolist(), high.round(4).tolist()
+        ([0.2068, 0.0], [0.4005, 0.0])
 
     Source: Martin, Plastino & Rosso, Physica A 369, 439 (2006).
     """
@@ -404,8 +413,9 @@ def hc_envelope(dimension: int, points: int = 2001) -> Envelope:
     Raises:
         ValueError: dimension out of range or fewer than 2 points.
 
-    >>> round(float(hc_envelope(5).upper.max()), 4)
-    0.4248
+    Examples:
+        >>> round(float(hc_envelope(5).upper.max()), 4)
+        0.4248
 
     Source: Martin, Plastino & Rosso, Physica A 369, 439 (2006).
     """

@@ -32,8 +32,9 @@ def rep_l(
     Raises:
         ValueError: a window below 1, no axis, or a mask of another shape.
 
-    >>> rep_l(np.array([1, 2, 3, 1, 1]), 2)
-    array(0.2)
+    Examples:
+        >>> rep_l(np.array([1, 2, 3, 1, 1]), 2)
+        array(0.2)
 
     Source: Welleck et al. 2020, Neural Text Generation with Unlikelihood Training, section 6.1.
     """
@@ -61,8 +62,9 @@ def repetition(
     Raises:
         ValueError: no window, a window below 1, no axis, or a mask of another shape.
 
-    >>> repetition(np.array([[7, 7, 7, 7], [1, 2, 3, 4]]))
-    array([0.75, 0.  ])
+    Examples:
+        >>> repetition(np.array([[7, 7, 7, 7], [1, 2, 3, 4]]))
+        array([0.75, 0.  ])
 
     Source: Meister et al. 2023, Locally Typical Sampling, section 6 (REP).
     """
@@ -102,8 +104,9 @@ def ngram_diversity(
     Raises:
         ValueError: `longest` below 1, no axis, or a mask of another shape.
 
-    >>> ngram_diversity(np.array([5, 5, 5, 5]), 2)
-    array(0.29166667)
+    Examples:
+        >>> ngram_diversity(np.array([5, 5, 5, 5]), 2)
+        array(0.29166667)
 
     Source: Meister et al. 2023, Locally Typical Sampling, section 6 (D, average n-gram diversity).
     """
@@ -155,8 +158,9 @@ def zipf_coefficient(
         ValueError: fewer than two distinct tokens, `ranks` below 2, no axis, or a mask of another
             shape.
 
-    >>> round(zipf_coefficient(np.repeat(np.arange(6), [60, 30, 20, 15, 12, 10])), 6)
-    1.0
+    Examples:
+        >>> round(zipf_coefficient(np.repeat(np.arange(6), [60, 30, 20, 15, 12, 10])), 6)
+        1.0
 
     Source: Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, section 5.2.
     """

@@ -27,9 +27,10 @@ def masked_mean(
         TypeError: values are not floating, mask not boolean.
         ValueError: no tokens at all, or shapes that differ.
 
-    >>> import torch
-    >>> masked_mean(torch.tensor([1.0, 3.0, 100.0]), torch.tensor([True, True, False]))
-    tensor(2.)
+    Examples:
+        >>> import torch
+        >>> masked_mean(torch.tensor([1.0, 3.0, 100.0]), torch.tensor([True, True, False]))
+        tensor(2.)
 
     Source:
         Arithmetic mean.
@@ -62,11 +63,12 @@ def sliding_window_mean(
         TypeError: values are not floating, mask not boolean.
         ValueError: no tokens at all, shapes that differ, window < 1, or an unknown align.
 
-    >>> import torch
-    >>> sliding_window_mean(torch.tensor([0.0, 2.0, 4.0, 6.0]), 2)
-    tensor([0., 1., 3., 5.])
-    >>> sliding_window_mean(torch.tensor([0.0, 2.0, 4.0, 6.0]), 3, align="centered")
-    tensor([1., 2., 4., 5.])
+    Examples:
+        >>> import torch
+        >>> sliding_window_mean(torch.tensor([0.0, 2.0, 4.0, 6.0]), 2)
+        tensor([0., 1., 3., 5.])
+        >>> sliding_window_mean(torch.tensor([0.0, 2.0, 4.0, 6.0]), 3, align="centered")
+        tensor([1., 2., 4., 5.])
 
     Source:
         Moving average by differences of cumulative sums, in float64.
@@ -102,9 +104,10 @@ def running_mean(
         TypeError: values are not floating, mask not boolean.
         ValueError: no tokens at all, or shapes that differ.
 
-    >>> import torch
-    >>> running_mean(torch.tensor([1.0, 3.0, 5.0]))
-    tensor([1., 2., 3.])
+    Examples:
+        >>> import torch
+        >>> running_mean(torch.tensor([1.0, 3.0, 5.0]))
+        tensor([1., 2., 3.])
 
     Source:
         Cumulative sums, in float64.

@@ -55,9 +55,10 @@ class DiffusionSpectrum:
         Warns:
             UserWarning: the entropy is within 2 % of 0 or log n.
 
-        >>> spectrum = DiffusionSpectrum(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), 1.0)
-        >>> round(spectrum.entropy(base=2).item(), 12)
-        1.0
+        Examples:
+            >>> spectrum = DiffusionSpectrum(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), 1.0)
+            >>> round(spectrum.entropy(base=2).item(), 12)
+            1.0
         """
         unit = log_base(base)
         entropy = _powered_entropy(self.eigenvalues, _check_time(t))
@@ -118,8 +119,9 @@ def von_neumann_entropy(
         ValueError: not finite, not square, not Hermitian, a negative eigenvalue, or a trace that is
             not 1.
 
-    >>> round(von_neumann_entropy(torch.eye(4, dtype=torch.float64) / 4, base=2).item(), 12)
-    2.0
+    Examples:
+        >>> round(von_neumann_entropy(torch.eye(4, dtype=torch.float64) / 4, base=2).item(), 12)
+        2.0
 
     Source: von Neumann, Mathematische Grundlagen der Quantenmechanik (1932), ch. V.
     """
@@ -165,8 +167,9 @@ def gram_entropy(
         ValueError: not finite, square, Hermitian or positive semi-definite, a trace that is not
             positive, or alpha not positive.
 
-    >>> round(gram_entropy(torch.eye(8, dtype=torch.float64), alpha=2, base=2).item(), 12)
-    3.0
+    Examples:
+        >>> round(gram_entropy(torch.eye(8, dtype=torch.float64), alpha=2, base=2).item(), 12)
+        3.0
 
     Source: Sanchez Giraldo, Rao & Principe, Measures of Entropy from Data Using Infinitely Divisible
     Kernels (2015), definition 2 (arXiv 1211.2459).
@@ -210,8 +213,9 @@ def effective_rank(
     Raises:
         ValueError: not finite, empty, or an unknown `of`.
 
-    >>> round(effective_rank(torch.eye(5)).item(), 9)
-    5.0
+    Examples:
+        >>> round(effective_rank(torch.eye(5)).item(), 9)
+        5.0
 
     Source: Roy & Vetterli, The effective rank (EUSIPCO 2007), definition 1.
     """
@@ -267,10 +271,11 @@ def diffusion_spectrum(
         ValueError: Z is not finite or has fewer than two rows, sigma is not positive, an unknown
             normalization, max_n < 2, or n > max_n while rng is None.
 
-    >>> pair = diffusion_spectrum(np.array([[0.0], [1.0]]), sigma=1.0)
-    >>> g = math.exp(-1 / 2)
-    >>> bool(torch.isclose(pair.eigenvalues[1], torch.tensor((1 - g) / (1 + g)).double()))
-    True
+    Examples:
+        >>> pair = diffusion_spectrum(np.array([[0.0], [1.0]]), sigma=1.0)
+        >>> g = math.exp(-1 / 2)
+        >>> bool(torch.isclose(pair.eigenvalues[1], torch.tensor((1 - g) / (1 + g)).double()))
+        True
 
     Source: Liao et al., Assessing Neural Network Representations During Training Using
     Noise-Resilient Diffusion Spectral Entropy (2024), arXiv 2312.04823, section III.
@@ -338,9 +343,10 @@ def diffusion_spectral_entropy(
     Warns:
         UserWarning: the entropy is within 2 % of 0 or log n, where sigma no longer resolves the cloud.
 
-    >>> Z = np.array([[0.0], [1.0]])
-    >>> round(diffusion_spectral_entropy(Z, sigma=1.0, base=2), 10)
-    0.7153491667
+    Examples:
+        >>> Z = np.array([[0.0], [1.0]])
+        >>> round(diffusion_spectral_entropy(Z, sigma=1.0, base=2), 10)
+        0.7153491667
 
     Source: Liao et al. (2024), arXiv 2312.04823, definition of diffusion spectral entropy.
     """
@@ -396,10 +402,11 @@ def diffusion_spectral_mutual_information(
         UserWarning: a class has one point (it is left out, the weights renormalised), or the
             unconditional entropies are within 2 % of 0 or their maximum.
 
-    >>> Z = np.repeat([[0.0], [1e3]], 6, axis=0)
-    >>> Y = np.repeat([0, 1], 6)
-    >>> round(diffusion_spectral_mutual_information(Z, Y, base=2).value, 9)
-    1.0
+    Examples:
+        >>> Z = np.repeat([[0.0], [1e3]], 6, axis=0)
+        >>> Y = np.repeat([0, 1], 6)
+        >>> round(diffusion_spectral_mutual_information(Z, Y, base=2).value, 9)
+        1.0
 
     Source: Liao et al. (2024), arXiv 2312.04823, definition of DSMI, in the size-matched form in which
     its results were computed.
@@ -450,8 +457,9 @@ def cluster_labels(
         ValueError: no rows, NaN or infinities in a continuous Y, discrete with several columns,
             n_clusters < 1, or fewer vectors than clusters.
 
-    >>> cluster_labels(np.array([0.0, 0.05, 0.95, 1.0]), n_clusters=10).tolist()
-    [0, 0, 9, 9]
+    Examples:
+        >>> cluster_labels(np.array([0.0, 0.05, 0.95, 1.0]), n_clusters=10).tolist()
+        [0, 0, 9, 9]
     """
     if n_clusters < 1:
         raise ValueError(f"n_clusters must be at least 1, but is {n_clusters}")
@@ -519,9 +527,10 @@ def size_matched_mutual_information(
     Raises:
         ValueError: Z is not finite, Y of another length, or no class with two points.
 
-    >>> Z, Y = np.array([[0.0], [0.1], [1.0], [0.9]]), np.array([0, 0, 1, 1])
-    >>> size_matched_mutual_information(binned_entropy, Z, np.zeros(4, dtype=int)).value
-    0.0
+    Examples:
+        >>> Z, Y = np.array([[0.0], [0.1], [1.0], [0.9]]), np.array([0, 0, 1, 1])
+        >>> size_matched_mutual_information(binned_entropy, Z, np.zeros(4, dtype=int)).value
+        0.0
     """
     points = _check_points(Z).detach()
     labels = _check_labels(points, Y, discrete, n_clusters, repeats)
@@ -554,8 +563,9 @@ def binned_entropy(
     Raises:
         ValueError: Z is not finite or has fewer than two rows, or bins < 1.
 
-    >>> round(binned_entropy(np.array([[0.0], [0.1], [0.9], [1.0]]), base=2), 12)
-    1.0
+    Examples:
+        >>> round(binned_entropy(np.array([[0.0], [0.1], [0.9], [1.0]]), base=2), 12)
+        1.0
     """
     unit = log_base(base)
     if bins < 1:
@@ -587,8 +597,9 @@ def matrix_entry_entropy(
     Raises:
         ValueError: Z is not finite or has fewer than two rows, or sigma is not positive.
 
-    >>> round(matrix_entry_entropy(np.zeros((4, 2)), base=2), 12)
-    4.0
+    Examples:
+        >>> round(matrix_entry_entropy(np.zeros((4, 2)), base=2), 12)
+        4.0
     """
     unit = log_base(base)
     check_kernel(sigma)
@@ -621,8 +632,9 @@ def adjacency_spectral_entropy(
     Raises:
         ValueError: as `diffusion_spectral_entropy`, or neighbors outside 1..n.
 
-    >>> round(adjacency_spectral_entropy(np.array([[0.0], [1e6]]), base=2), 12)
-    1.0
+    Examples:
+        >>> round(adjacency_spectral_entropy(np.array([[0.0], [1e6]]), base=2), 12)
+        1.0
     """
     unit = log_base(base)
     check_kernel(sigma)

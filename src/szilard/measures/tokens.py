@@ -76,11 +76,12 @@ def token_statistics(
         ValueError: a counted row of logits with NaN, +inf or nothing but -inf; a counted target
             outside the vocabulary; a temperature, top_k or base out of range; shapes that differ.
 
-    >>> import torch
-    >>> logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, -torch.inf, -torch.inf, -torch.inf]])
-    >>> stats = token_statistics(logits, torch.tensor([1, 0]), base=2.0)
-    >>> stats.entropy.tolist(), stats.logprob.tolist()
-    ([2.0, 0.0], [-2.0, 0.0])
+    Examples:
+        >>> import torch
+        >>> logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, -torch.inf, -torch.inf, -torch.inf]])
+        >>> stats = token_statistics(logits, torch.tensor([1, 0]), base=2.0)
+        >>> stats.entropy.tolist(), stats.logprob.tolist()
+        ([2.0, 0.0], [-2.0, 0.0])
 
     Source:
         Shannon (1948), section 6; varentropy: Kontoyiannis & Verdu (2014), "Optimal Lossless Data
@@ -145,10 +146,11 @@ def linear_token_statistics(
         ValueError: a counted position with NaN, +inf or only -inf among its logits; a counted target
             outside the vocabulary; a softcap, temperature or base out of range; shapes that differ.
 
-    >>> import torch
-    >>> hidden, weight = torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, -100.0]])
-    >>> linear_token_statistics(hidden, weight, base=2.0).entropy
-    tensor([1.5850, 1.0000])
+    Examples:
+        >>> import torch
+        >>> hidden, weight = torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, -100.0]])
+        >>> linear_token_statistics(hidden, weight, base=2.0).entropy
+        tensor([1.5850, 1.0000])
 
     Source:
         Online merging of the softmax's normaliser: Milakov & Gimelshein (2018), "Online normalizer

@@ -47,9 +47,10 @@ class DiffusionSpectralEntropy(BaseEstimator):
         sigma_: the bandwidth as a number.
         n_features_in_: coordinates of a point.
 
-    >>> Z = np.repeat(np.eye(4), 10, axis=0) * 1e3
-    >>> round(DiffusionSpectralEntropy(base=2).fit(Z).entropy_, 9)
-    2.0
+    Examples:
+        >>> Z = np.repeat(np.eye(4), 10, axis=0) * 1e3
+        >>> round(DiffusionSpectralEntropy(base=2).fit(Z).entropy_, 9)
+        2.0
 
     Source: Liao et al., Assessing Neural Network Representations During Training Using
     Noise-Resilient Diffusion Spectral Entropy (2024), arXiv 2312.04823.
@@ -158,12 +159,13 @@ class RepresentationMonitor:
         ValueError: no such layer, inputs of unequal lengths, labels of another length, or every or
             batch_size below 1.
 
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-    >>> monitor = RepresentationMonitor(model, "1", torch.randn(30, 4), sigma="median", every=2)
-    >>> [monitor.step() is None for _ in range(4)]
-    [True, False, True, False]
-    >>> [record.step for record in monitor.history]
-    [2, 4]
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> monitor = RepresentationMonitor(model, "1", torch.randn(30, 4), sigma="median", every=2)
+        >>> [monitor.step() is None for _ in range(4)]
+        [True, False, True, False]
+        >>> [record.step for record in monitor.history]
+        [2, 4]
     """
 
     def __init__(

@@ -30,12 +30,13 @@ class ActivationRecorder:
     Raises:
         ValueError: the model has no layer of that name, or no layer was named.
 
-    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    >>> with ActivationRecorder(model, "1") as recorder:
-    ...     for batch in torch.zeros(2, 5, 4):
-    ...         _ = model(batch)
-    >>> recorder["1"].shape
-    torch.Size([10, 3])
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> with ActivationRecorder(model, "1") as recorder:
+        ...     for batch in torch.zeros(2, 5, 4):
+        ...         _ = model(batch)
+        >>> recorder["1"].shape
+        torch.Size([10, 3])
     """
 
     def __init__(

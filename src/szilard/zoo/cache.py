@@ -45,13 +45,14 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[Path], None]) 
     Raises:
         ValueError: `name` is not a plain name, `key` is not JSON, or `build` wrote no file.
 
-    >>> import os, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     os.environ["SZILARD_CACHE"] = folder
-    ...     path = cached("greeting", {"to": "Leo"}, lambda p: (p / "a").write_text("hi") and None)
-    ...     print((path / "a").read_text())
-    ...     del os.environ["SZILARD_CACHE"]
-    hi
+    Examples:
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     os.environ["SZILARD_CACHE"] = folder
+        ...     path = cached("greeting", {"to": "Leo"}, lambda p: (p / "a").write_text("hi") and None)
+        ...     print((path / "a").read_text())
+        ...     del os.environ["SZILARD_CACHE"]
+        hi
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(

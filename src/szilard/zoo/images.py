@@ -32,9 +32,10 @@ def digits(split: str = "train") -> ImageData:
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (1998), UCI, CC BY 4.0.
 
-    >>> data = digits("test")
-    >>> data.images.shape, data.images.max().item()
-    ((359, 8, 8), 255)
+    Examples:
+        >>> data = digits("test")
+        >>> data.images.shape, data.images.max().item()
+        ((359, 8, 8), 255)
     """
     _check_split(split)
     from sklearn.datasets import load_digits
@@ -286,10 +287,11 @@ def corrupt(
     Raises:
         ValueError: unknown kind or severity, or images that are not three-dimensional uint8.
 
-    >>> images = digits("test").images
-    >>> spoiled = corrupt(images, "rotate", 3, np.random.default_rng(0))
-    >>> spoiled.shape == images.shape, spoiled.dtype
-    (True, dtype('uint8'))
+    Examples:
+        >>> images = digits("test").images
+        >>> spoiled = corrupt(images, "rotate", 3, np.random.default_rng(0))
+        >>> spoiled.shape == images.shape, spoiled.dtype
+        (True, dtype('uint8'))
     """
     if images.ndim != 3 or images.dtype != np.uint8:
         raise ValueError(

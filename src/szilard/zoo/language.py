@@ -162,11 +162,12 @@ def character_tokenizer(
     Raises:
         ValueError: the alphabet is empty or repeats a character, or the side is neither.
 
-    >>> tokenizer = character_tokenizer("01+=")
-    >>> tokenizer("1+1=")["input_ids"]
-    [1, 5, 6, 5, 7]
-    >>> tokenizer.decode([1, 5, 6, 5, 7, 2], skip_special_tokens=True)
-    '1+1='
+    Examples:
+        >>> tokenizer = character_tokenizer("01+=")
+        >>> tokenizer("1+1=")["input_ids"]
+        [1, 5, 6, 5, 7]
+        >>> tokenizer.decode([1, 5, 6, 5, 7, 2], skip_special_tokens=True)
+        '1+1='
     """
     require("tokenizers", extra="language")
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -228,9 +229,10 @@ def tiny_language_model(
     Raises:
         ValueError: unknown architecture, or sizes that do not fit one another.
 
-    >>> model = tiny_language_model("llama", vocab=20, hidden=16, layers=1, heads=2)
-    >>> model.num_parameters()
-    4016
+    Examples:
+        >>> model = tiny_language_model("llama", vocab=20, hidden=16, layers=1, heads=2)
+        >>> model.num_parameters()
+        4016
     """
     if architecture not in _CONFIGS:
         raise ValueError(f"architecture must be one of {sorted(_CONFIGS)}; it was {architecture!r}")

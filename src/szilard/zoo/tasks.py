@@ -45,11 +45,12 @@ class FreeOrderSum:
     Raises:
         ValueError: modulus or operands out of range.
 
-    >>> task = FreeOrderSum()
-    >>> task.reward("3142=", "b11d23a31c40"), task.order("b11d23a31c40")
-    (1.0, (1, 3, 0, 2))
-    >>> task.reward("3142=", "b11b12a30c44"), task.order("b11b12a30c44")
-    (0.0, None)
+    Examples:
+        >>> task = FreeOrderSum()
+        >>> task.reward("3142=", "b11d23a31c40"), task.order("b11d23a31c40")
+        (1.0, (1, 3, 0, 2))
+        >>> task.reward("3142=", "b11b12a30c44"), task.order("b11b12a30c44")
+        (0.0, None)
     """
 
     modulus: int = 5
@@ -239,9 +240,10 @@ class MarkovSource:
         ValueError: negative order, an alphabet with under two or repeated characters, a
             concentration that is not positive, or a table of over 2^22 probabilities.
 
-    >>> coin = MarkovSource(order=0, alphabet="ht", seed=0, concentration=1e9)
-    >>> round(coin.entropy_rate, 6)
-    0.693147
+    Examples:
+        >>> coin = MarkovSource(order=0, alphabet="ht", seed=0, concentration=1e9)
+        >>> round(coin.entropy_rate, 6)
+        0.693147
 
     Source: T. Cover, J. Thomas, Elements of Information Theory (2006), eq. 4.27.
     """
@@ -354,10 +356,11 @@ class HiddenMarkovSource:
         ValueError: no state, an alphabet with under two or repeated characters, or a concentration
             that is not positive.
 
-    >>> source = HiddenMarkovSource(states=2, alphabet="ab", seed=1)
-    >>> lower, upper = source.entropy_rate_bounds(12)
-    >>> lower <= upper, upper - lower < 1e-2
-    (True, True)
+    Examples:
+        >>> source = HiddenMarkovSource(states=2, alphabet="ab", seed=1)
+        >>> lower, upper = source.entropy_rate_bounds(12)
+        >>> lower <= upper, upper - lower < 1e-2
+        (True, True)
 
     Source: T. Cover, J. Thomas, Elements of Information Theory (2006), theorem 4.5.1.
     """
@@ -480,10 +483,11 @@ class Arithmetic:
     Raises:
         ValueError: empty or non-positive choices, another operation, or a modulus below 2.
 
-    >>> Arithmetic.solution("(12+7)*3=", chain=True)
-    '12+7=19;19*3=57'
-    >>> Arithmetic.check("(12+7)*3=", "57"), Arithmetic.check("(12+7)*3=", "12+7=19;19*3=56")
-    (True, False)
+    Examples:
+        >>> Arithmetic.solution("(12+7)*3=", chain=True)
+        '12+7=19;19*3=57'
+        >>> Arithmetic.check("(12+7)*3=", "57"), Arithmetic.check("(12+7)*3=", "12+7=19;19*3=56")
+        (True, False)
     """
 
     digits: tuple[int, ...] = (1, 2)

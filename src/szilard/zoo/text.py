@@ -64,8 +64,9 @@ def corpus(split: str = "train") -> list[str]:
 def sentences(paragraph: str) -> list[str]:
     """Splits a paragraph into its sentences, whose join by spaces gives it back.
 
-    >>> sentences("Call me Ishmael. Some years ago—never mind how long! I went to Mr. Coffin.")
-    ['Call me Ishmael.', 'Some years ago—never mind how long!', 'I went to Mr. Coffin.']
+    Examples:
+        >>> sentences("Call me Ishmael. Some years ago—never mind how long! I went to Mr. Coffin.")
+        ['Call me Ishmael.', 'Some years ago—never mind how long!', 'I went to Mr. Coffin.']
     """
     return [sentence for sentence in _SENTENCE_END.split(paragraph.strip()) if sentence]
 
