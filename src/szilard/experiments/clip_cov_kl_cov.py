@@ -108,7 +108,7 @@ class Settings(ExperimentConfig):
     prompts: int = Field(default=24, ge=1, description="prompts a rollout")
     samples: int = Field(default=8, ge=2, description="responses a prompt")
     minibatches: int = Field(default=8, ge=2, description="optimiser steps a rollout")
-    learning_rate: float = Field(default=5e-5, gt=0)
+    learning_rate: float = Field(default=7e-5, gt=0)
     ratio: float = Field(default=0.2, gt=0, le=1, description="Clip-Cov: share of tokens removed")
     bounds: tuple[float, float] = Field(default=(0.05, 5.0), description="Clip-Cov: covariances")
     fraction: float = Field(default=0.1, gt=0, le=1, description="KL-Cov: share of tokens held")
@@ -252,12 +252,12 @@ def _train_small(config: Settings, arm: str, seed: int, log: Log) -> list[Row]:
         encoded, batch, texts = sample(prompts, config.samples)
         asked = [p for p in prompts for _ in range(config.samples)]
         rewards = torch.tensor([task.reward(p, t) for p, t in zip(asked, texts, strict=True)])
-        adv = group_advantages(rewards.view(config.prompts, config.samples)).flatten()
+        adv = group_advantages(rewards.view(config.prompts, config.samples))
         # A unanimous group has nothing to teach; its advantages are exactly zero.
-        kept = adv.nonzero()[:, 0]
-        if len(kept) >= config.minibatches:
-            kept = kept[torch.randperm(len(kept), generator=draws)]
-            learned = _update(config, arm, model, optimizer, encoded, batch, adv, kept, draws)
+        groups = adv.any(-1).nonzero()[:, 0]
+        if len(groups):
+            groups = groups[torch.randperm(len(groups), generator=draws)]
+            learned = _update(config, arm, model, optimizer, encoded, batch, adv, groups, draws)
             rows += [
                 {"metric": key, "value": value, "step": step} for key, value in learned.items()
             ]
@@ -301,16 +301,18 @@ def _update(
     prompts: Tensor,
     batch: Batch,
     adv: Tensor,
-    kept: Tensor,
+    groups: Tensor,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """One optimiser step a mini-batch; returns the meter's means over them."""
+    """One optimiser step a mini-batch of whole groups; returns the meter's means over them."""
     seen: list[dict[str, float]] = []
-    for part in kept.tensor_split(config.minibatches):
+    members = torch.arange(adv.numel()).view_as(adv)
+    for chosen in groups.tensor_split(min(config.minibatches, len(groups))):
+        part = members[chosen].flatten()
         logp, entropy = _score(model, prompts[part], batch.ids[part])
         # The first mini-batch is on-policy: its log ratio is 0, not the rounding between two passes.
         old_logp = batch.logp[part] if seen else logp.detach()
-        tokens = Tokens(logp, old_logp, adv[part], batch.mask[part], entropy)
+        tokens = Tokens(logp, old_logp, adv[chosen].flatten(), batch.mask[part], entropy)
         loss, metrics = _LOSSES[arm](config, tokens, generator)
         optimizer.zero_grad()
         loss.backward()
