@@ -1,5 +1,8 @@
 """The exact part against independent figures, and a run on a tiny model from units to claims."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pydantic
@@ -162,3 +165,79 @@ def test_mauve_is_judged_where_it_was_measured(table):
     ]
     claims = experiment.claims(SMOKE, pd.concat([table, pd.DataFrame(mauve)]))
     assert claims[-1].verdict is Verdict.HOLDS
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory):
+    """A data set of prompts and stories, and tiny models to continue them, as folders."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    from szilard.zoo.language import character_tokenizer, tiny_language_model
+
+    folder = tmp_path_factory.mktemp("stories")
+    rows = [{"prompt": "a cat sat" + "." * i, "story": "on a mat, and sat."} for i in range(6)]
+    (folder / "data").mkdir()
+    for split in ("train", "test"):
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (folder / "data" / f"{split}.jsonl").write_text(lines)
+    tokenizer = character_tokenizer("".join(sorted(set("".join(map(str, rows))))))
+    causal = tiny_language_model(vocab=tokenizer, hidden=16, layers=1)
+    special = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        seq2seq = BartForConditionalGeneration(
+            BartConfig(
+                vocab_size=len(tokenizer),
+                d_model=16,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=32,
+                decoder_ffn_dim=32,
+                max_position_embeddings=64,
+                decoder_start_token_id=tokenizer.bos_token_id,
+                forced_eos_token_id=None,
+                **special,
+            )
+        )
+    for name, model in (("causal", causal), ("seq2seq", seq2seq)):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["causal", "seq2seq"])
+def test_the_paper_preset_runs_from_its_configuration_with_other_models_and_data(
+    stories: Path, tmp_path, monkeypatch, architecture
+):
+    monkeypatch.setenv("SZILARD_CACHE", str(tmp_path))
+    paper = experiment.presets["paper"]
+    source = next(s for s in paper.sources if s.architecture == architecture)
+    small = {
+        "model": str(stories / architecture),
+        "dataset": str(stories / "data"),
+        "subset": "",
+        "prompt_column": "prompt",
+        "reference_column": "story",
+        "prompts": 3,
+        "prompt_tokens": 16,
+        "finetune_steps": min(source.finetune_steps, 2),
+        "finetune_batch": 2,
+        "finetune_tokens": 24,
+    }
+    config = paper.model_copy(
+        update={
+            "sources": (source.model_copy(update=small),),
+            "new_tokens": 4,
+            "batch_size": 2,
+            "mauve": False,
+        }
+    )
+    rows = experiment.run(config, "typical-0.2", 0, silent)
+    lengths = [row["value"] for row in rows if row["metric"] == "length"]
+    assert len(lengths) == 3
+    assert all(1 <= length <= 4 for length in lengths)
+    assert {row["source"] for row in rows if "source" in row} == {source.name}

@@ -63,9 +63,10 @@ def local_typicality(
         ValueError: shapes that do not fit, NaN or +inf among the logits, a row of `-inf` alone, a
             token outside the vocabulary, or an impossible base.
 
-    >>> q = torch.tensor([[0.5, 0.25, 0.125, 0.125]])
-    >>> local_typicality(q.log(), torch.tensor([0]), base=2).epsilon
-    tensor([-0.7500])
+    Examples:
+        >>> q = torch.tensor([[0.5, 0.25, 0.125, 0.125]])
+        >>> local_typicality(q.log(), torch.tensor([0]), base=2).epsilon
+        tensor([-0.7500])
 
     Source: Meister et al. 2023, section 4 (the information content of a token against the entropy).
     """
@@ -103,11 +104,12 @@ def typical_mask(
         ValueError: a mass, `ties` or `min_tokens_to_keep` out of its range, logits that define no
             distribution, or shapes that differ.
 
-    >>> q = torch.tensor([0.5, 0.25, 0.125, 0.125])
-    >>> typical_mask(q.log(), 0.2)
-    tensor([False,  True, False, False])
-    >>> typical_mask(q.log(), 0.5)
-    tensor([ True,  True, False, False])
+    Examples:
+        >>> q = torch.tensor([0.5, 0.25, 0.125, 0.125])
+        >>> typical_mask(q.log(), 0.2)
+        tensor([False,  True, False, False])
+        >>> typical_mask(q.log(), 0.5)
+        tensor([ True,  True, False, False])
 
     Source: Meister et al. 2023, section 5 (the minimisation that defines the set).
     """
@@ -159,8 +161,9 @@ def typical_sample(
     Raises:
         ValueError: a mass out of range, or rows that are not distributions.
 
-    >>> int(typical_sample(np.array([0.4] + 10 * [0.06]), 0.5, np.random.default_rng(0)))
-    7
+    Examples:
+        >>> int(typical_sample(np.array([0.4] + 10 * [0.06]), 0.5, np.random.default_rng(0)))
+        7
 
     Source: Meister et al. 2023, section 5.
     """

@@ -51,10 +51,11 @@ class TypicalLogitsProcessor(LogitsProcessor):
     Raises:
         ValueError: an argument out of its range.
 
-    >>> processor = TypicalLogitsProcessor(mass=0.2)
-    >>> scores = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
-    >>> processor(torch.tensor([[0]]), scores).exp()
-    tensor([[0.0000, 0.2500, 0.0000, 0.0000]])
+    Examples:
+        >>> processor = TypicalLogitsProcessor(mass=0.2)
+        >>> scores = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+        >>> processor(torch.tensor([[0]]), scores).exp()
+        tensor([[0.0000, 0.2500, 0.0000, 0.0000]])
 
     Source: Meister, Pimentel, Wiher, Cotterell, Locally Typical Sampling (TACL 2023; arXiv
         2202.00666), section 5.

@@ -48,8 +48,9 @@ def parse_rule(rule: str) -> tuple[str, float]:
     Raises:
         ValueError: no such rule, or a value out of its range.
 
-    >>> parse_rule("typical-0.2"), parse_rule("greedy")
-    (('typical', 0.2), ('greedy', 0.0))
+    Examples:
+        >>> parse_rule("typical-0.2"), parse_rule("greedy")
+        (('typical', 0.2), ('greedy', 0.0))
     """
     match = _RULE.fullmatch(rule)
     if match is None:

@@ -79,8 +79,9 @@ def weighted_threshold(
     Returns:
         One of the row's own keys for each row, in the keys' dtype.
 
-    >>> weighted_threshold(torch.tensor([[0.3, 0.1, 0.2]]), torch.tensor([[0.5, 0.1, 0.4]]), 0.4)
-    tensor([0.2000])
+    Examples:
+        >>> weighted_threshold(torch.tensor([[0.3, 0.1, 0.2]]), torch.tensor([[0.5, 0.1, 0.4]]), 0.4)
+        tensor([0.2000])
     """
     share *= 1.0 - SLACK
     if keys.device.type != "cpu":

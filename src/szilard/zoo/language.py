@@ -4,7 +4,8 @@ import hashlib
 import inspect
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,6 +30,7 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.utils import logging  # noqa: E402
 
 EMBEDDED = "gemma3-270m"
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -92,10 +94,23 @@ def load_language_model(
 
 def _load(name: str, dtype: torch.dtype, device: str | torch.device, local: bool) -> LanguageModel:
     tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype, use_safetensors=True, local_files_only=local, trust_remote_code=False
-    )
+    with _no_bars() if local else nullcontext():
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, local_files_only=local, trust_remote_code=False
+        )
     return LanguageModel(model.to(device).eval(), tokenizer)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """What takes a second or two from the disk needs no bar for each weight."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _from_hub(name: str, dtype: torch.dtype, device: str | torch.device) -> LanguageModel:

@@ -1,0 +1,10 @@
+from .typical import LocalTypicality, local_typicality, typical_mask, typical_sample
+from .typical_processor import TypicalLogitsProcessor
+
+__all__ = [
+    "TypicalLogitsProcessor",
+    "typical_mask",
+    "typical_sample",
+    "local_typicality",
+    "LocalTypicality",
+]
