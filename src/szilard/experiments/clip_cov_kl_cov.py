@@ -834,18 +834,18 @@ def _figures(config: Settings, table: pd.DataFrame) -> list[Figure]:
     ]
     if small:
         bars = go.Figure()
-        for i, arm in enumerate(arm for arm in arms if arm != BASELINE):
-            pairs = matched(table, arm, "orders")
-            gains = [ours - theirs for _, ours, theirs in pairs]
-            bars.add_bar(x=[arm], y=[np.mean(gains)], name=arm, marker_color=color(arms.index(arm)))
-            bars.add_scatter(
-                x=[arm] * len(gains),
-                y=gains,
-                mode="markers",
-                marker={"color": "gray", "symbol": "line-ew-open", "size": 14},
-                name="seeds",
-                showlegend=i == 0,
-            )
+        others = [arm for arm in arms if arm != BASELINE]
+        gains = {arm: [a - b for _, a, b in matched(table, arm, "orders")] for arm in others}
+        for arm in others:
+            colour = color(arms.index(arm))
+            bars.add_bar(x=[arm], y=[np.mean(gains[arm])], name=arm, marker_color=colour)
+        bars.add_scatter(
+            x=[arm for arm in others for _ in gains[arm]],
+            y=[gain for arm in others for gain in gains[arm]],
+            mode="markers",
+            marker={"color": "gray", "symbol": "line-ew-open", "size": 14},
+            name="seeds",
+        )
         bars.update_layout(
             xaxis_title="arm", yaxis_title=f"distinct orders of {config.eval_samples}, arm - GRPO"
         )
