@@ -68,7 +68,7 @@ class LanguageModelTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = "Qwen/Qwen2.5-7B"
+    model: str = Field(default="Qwen/Qwen2.5-7B", description="Hugging Face id or local folder")
     train: Benchmark = Benchmark(
         name="DAPO-Math-17k",
         dataset="BytedTsinghua-SIA/DAPO-Math-17k",
@@ -92,7 +92,7 @@ class LanguageModelTraining(BaseModel):
         Benchmark(name="Minerva", dataset="math-ai/minervamath", question="question"),
     )
     max_completion: int = Field(default=8192, ge=1, description="tokens")
-    eval_temperature: float = Field(default=0.6, gt=0)
+    eval_temperature: float = Field(default=0.6, gt=0, description="of the benchmarks")
     processes: int = Field(default=8, ge=1, description="one a GPU, on this machine")
     batch_per_process: int = Field(default=4, ge=1, description="completions in a forward pass")
     vllm: bool = Field(default=True, description="generate with vLLM, in the training processes")
@@ -102,13 +102,13 @@ class LanguageModelTraining(BaseModel):
 class Settings(ExperimentConfig):
     """Knobs shared by both runs, and those of the small model."""
 
-    methods: tuple[str, ...] = METHODS
-    rollouts: int = Field(default=80, ge=1)
+    methods: tuple[str, ...] = Field(default=METHODS, description="the arms; grpo must be one")
+    rollouts: int = Field(default=80, ge=1, description="length of the training")
     evaluate_every: int = Field(default=8, ge=1, description="rollouts between evaluations")
     prompts: int = Field(default=24, ge=1, description="prompts a rollout")
     samples: int = Field(default=8, ge=2, description="responses a prompt")
     minibatches: int = Field(default=8, ge=2, description="optimiser steps a rollout")
-    learning_rate: float = Field(default=7e-5, gt=0)
+    learning_rate: float = Field(default=7e-5, gt=0, description="of Adam, constant")
     ratio: float = Field(default=0.2, gt=0, le=1, description="Clip-Cov: share of tokens removed")
     bounds: tuple[float, float] = Field(default=(0.05, 5.0), description="Clip-Cov: covariances")
     fraction: float = Field(default=0.1, gt=0, le=1, description="KL-Cov: share of tokens held")
