@@ -1,5 +1,6 @@
-import multiprocessing
-import os
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -101,27 +102,35 @@ def test_what_a_killed_build_left_is_not_taken_for_an_entry():
     assert not (again / "foreign.txt").exists()
 
 
-def _build_slowly(log, barrier):
-    def build(folder):
-        with open(log, "a") as file:
-            file.write(f"{os.getpid()}\n")
-        (folder / "x").write_text("x" * 1000)
+_ASK = """
+import sys, time
+from pathlib import Path
+from szilard.zoo.cache import cached
 
-    barrier.wait(timeout=60)
-    cached("thing", {"race": True}, build)
+log, start, me = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+
+def build(folder):
+    with log.open("a") as file:
+        file.write("built\\n")
+    (folder / "x").write_text("x" * 1000)
+
+start.with_name(me).touch()
+while not start.exists():
+    time.sleep(0.001)
+cached("thing", {"race": True}, build)
+"""
 
 
 def test_two_processes_that_ask_at_once_build_once(tmp_path):
-    log = tmp_path / "log"
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
-    pair = [context.Process(target=_build_slowly, args=(log, barrier)) for _ in range(2)]
-    for process in pair:
-        process.start()
-    for process in pair:
-        process.join(60)
-    assert [process.exitcode for process in pair] == [0, 0]
-    assert len(log.read_text().splitlines()) == 1
+    log, start = tmp_path / "log", tmp_path / "start"
+    command = [sys.executable, "-c", _ASK, str(log), str(start)]
+    pair = [subprocess.Popen([*command, f"ready-{i}"]) for i in range(2)]
+    while not all((tmp_path / f"ready-{i}").exists() for i in range(2)):
+        assert all(process.poll() is None for process in pair)
+        time.sleep(0.01)
+    start.touch()
+    assert [process.wait(60) for process in pair] == [0, 0]
+    assert log.read_text().splitlines() == ["built"]
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b"])

@@ -92,7 +92,7 @@ class Peccary(TransformerMixin, BaseEstimator):
         >>> str(table["region"][0]), bool(table["periodic"][0]), int(table["delay"][0])
         ('regular', True, 21)
 
-    Source: Hyman, Daniel & Schaffner, ApJ 987, 195 (2025).
+    Source: Hyman, Daniel & Schaffner, ApJ 987, 195 (2025), arXiv:2407.11970.
     """
 
     def __init__(

@@ -399,8 +399,9 @@ _LOSSES: Mapping[str, Callable[[Settings, Tokens, torch.Generator], Loss]] = {
 def math_reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
     r"""1 where the last boxed (or "Answer:") expression of a completion equals the answer, else 0.
 
-    >>> math_reward([r"so \boxed{\frac{1}{2}}", "Answer: 3"], ["0.5", "4"])
-    [1.0, 0.0]
+    Examples:
+        >>> math_reward([r"so \boxed{\frac{1}{2}}", "Answer: 3"], ["0.5", "4"])
+        [1.0, 0.0]
     """
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [float(_same(_final_answer(t), a)) for t, a in zip(texts, answer, strict=True)]
@@ -638,8 +639,9 @@ def _curves(table: pd.DataFrame, arm: str, seed: int) -> pd.DataFrame:
 def at_reward(reward: Sequence[float], values: Sequence[float], target: float) -> float:
     """`values` where a run first reaches `target` reward, interpolated between evaluations.
 
-    >>> at_reward([0.2, 0.6, 0.8], [1.0, 0.6, 0.2], 0.7)
-    0.4
+    Examples:
+        >>> at_reward([0.2, 0.6, 0.8], [1.0, 0.6, 0.2], 0.7)
+        0.4
     """
     first = next(i for i, r in enumerate(reward) if r >= target)
     if first == 0:

@@ -62,10 +62,12 @@ class DSEConfig(ExperimentConfig):
         default=("mnist",),
         description='"mnist", "digits", or Hugging Face data sets with an image and a label column',
     )
-    regimes: tuple[Regime, ...] = ("true labels", "random labels")
-    train_size: int = Field(default=2_000, ge=20)
+    regimes: tuple[Regime, ...] = Field(
+        default=("true labels", "random labels"), description="how the networks are trained"
+    )
+    train_size: int = Field(default=2_000, ge=20, description="training images")
     test_size: int = Field(default=1_000, ge=20, description="test images that are measured")
-    epochs: int = Field(default=40, ge=1)
+    epochs: int = Field(default=40, ge=1, description="length of the training")
     measured_epochs: tuple[int, ...] = Field(
         default=(0, 1, 2, 3, 4, 6, 8, 12, 16, 22, 28, 34, 40), description="0 is initialisation"
     )
@@ -73,27 +75,35 @@ class DSEConfig(ExperimentConfig):
         default=(0, 1, 4, 16, 40), description="epochs of the rank correlation with accuracy"
     )
     hidden: tuple[int, ...] = Field(default=(256, 64), description="layers of the mlp; last is Z")
-    learning_rate: float = Field(default=1e-3, gt=0)
-    batch_size: int = Field(default=100, ge=2)
+    learning_rate: float = Field(default=1e-3, gt=0, description="of Adam")
+    batch_size: int = Field(default=100, ge=2, description="images a training step")
     init_std: float | None = Field(
         default=None, gt=0, description="standard deviation of the initial weights; None: default"
     )
     sigma: float = Field(default=10.0, gt=0, description="the paper's fixed bandwidth")
-    t: float = Field(default=1.0, gt=0)
-    input_clusters: int = Field(default=10, ge=2)
-    blob_points: int = Field(default=600, ge=30)
-    blob_dimensions: tuple[int, ...] = (20, 100)
-    corruptions: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    t: float = Field(default=1.0, gt=0, description="diffusion time")
+    input_clusters: int = Field(
+        default=10, ge=2, description="spectral clusters that stand for the input in DSMI(Z; X)"
+    )
+    blob_points: int = Field(default=600, ge=30, description="points of the three blobs")
+    blob_dimensions: tuple[int, ...] = Field(default=(20, 100), description="of the blobs")
+    corruptions: tuple[float, ...] = Field(
+        default=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0), description="shares of the blobs' labels redrawn"
+    )
     mine_steps: int = Field(default=200, ge=0, description="0 leaves the MINE baseline out")
-    intrinsic_points: int = Field(default=500, ge=10)
-    intrinsic_dimensions: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    intrinsic_sigma: float = Field(default=3.0, gt=0)
+    intrinsic_points: int = Field(default=500, ge=10, description="points of a normal cloud")
+    intrinsic_dimensions: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8, 16, 32), description="of the normal clouds"
+    )
+    intrinsic_sigma: float = Field(default=3.0, gt=0, description="bandwidth for the clouds")
     ranking_models: tuple[str, ...] = Field(
         default=(),
         description='pretrained timm models to rank; "all" is every one; none: no ranking',
     )
-    ranking_dataset: str = "ILSVRC/imagenet-1k"
-    ranking_images: int = Field(default=10_000, ge=100)
+    ranking_dataset: str = Field(
+        default="ILSVRC/imagenet-1k", description="images of the ranking, a Hugging Face id"
+    )
+    ranking_images: int = Field(default=10_000, ge=100, description="images of the ranking")
 
     @model_validator(mode="after")
     def _epochs_are_consistent(self) -> DSEConfig:

@@ -72,12 +72,12 @@ class PeccaryConfig(ExperimentConfig):
     )
     per_kind: int = Field(default=10, ge=1, description="series of each deterministic kind")
     noises: int = Field(default=7, ge=1, description="series of each colour of noise")
-    samples_per_period: int = Field(default=200, ge=20)
+    samples_per_period: int = Field(default=200, ge=20, description="samples of a natural period")
     energies: tuple[float, ...] = Field(
         default=(1 / 12, 1 / 8, 1 / 6), description="of the Hénon-Heiles orbits"
     )
     orbits: int = Field(default=10, ge=2, description="orbits an energy, or a galactic potential")
-    orbit_samples: int = Field(default=20_000, ge=100)
+    orbit_samples: int = Field(default=20_000, ge=100, description="samples of an orbit")
     orbit_dt: float = Field(default=0.02, gt=0, description="time step of an orbit's samples")
     exponent_time: float = Field(default=2000, gt=0, description="time the exponents average over")
     exponent_threshold: float = Field(

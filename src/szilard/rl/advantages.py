@@ -25,9 +25,10 @@ def group_advantages(
     Raises:
         ValueError: fewer than two samples a group, or rewards that are not finite.
 
-    >>> group_advantages(torch.tensor([[1.0, 0.0], [0.1, 0.1]]))
-    tensor([[ 0.7071, -0.7071],
-            [ 0.0000,  0.0000]])
+    Examples:
+        >>> group_advantages(torch.tensor([[1.0, 0.0], [0.1, 0.1]]))
+        tensor([[ 0.7071, -0.7071],
+                [ 0.0000,  0.0000]])
 
     Source: Shao et al., arXiv 2402.03300, section 4.1.2 (GRPO, outcome supervision).
     """

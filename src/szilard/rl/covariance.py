@@ -49,11 +49,12 @@ def token_covariance(
     Raises:
         ValueError: shapes that differ, an all-False mask, values inside the mask that are not finite.
 
-    >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
-    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
-    >>> token_covariance(logp, torch.tensor([1.0, -1.0]), mask)
-    tensor([[ 0.8480, -0.6720,  0.5280],
-            [ 2.2080, -1.1520,  0.0000]])
+    Examples:
+        >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
+        >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+        >>> token_covariance(logp, torch.tensor([1.0, -1.0]), mask)
+        tensor([[ 0.8480, -0.6720,  0.5280],
+                [ 2.2080, -1.1520,  0.0000]])
 
     Source: arXiv 2505.22617, section 4.1 (token-wise centred cross-product).
     """
@@ -94,11 +95,12 @@ def clip_cov_select(
     Raises:
         ValueError: as `token_covariance`; `ratio` outside (0, 1], `bounds` not increasing, `eps` negative.
 
-    >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
-    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
-    >>> clip_cov_select(logp, logp, torch.tensor([1.0, -1.0]), mask)
-    tensor([[False, False, False],
-            [ True, False, False]])
+    Examples:
+        >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
+        >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+        >>> clip_cov_select(logp, logp, torch.tensor([1.0, -1.0]), mask)
+        tensor([[False, False, False],
+                [ True, False, False]])
 
     Source: arXiv 2505.22617, eq. 10-11.
     """
@@ -130,11 +132,12 @@ def kl_cov_select(
     Raises:
         ValueError: as `token_covariance`; `fraction` outside (0, 1].
 
-    >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
-    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
-    >>> kl_cov_select(logp, torch.tensor([1.0, -1.0]), mask, fraction=0.4)
-    tensor([[ True, False, False],
-            [ True, False, False]])
+    Examples:
+        >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
+        >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+        >>> kl_cov_select(logp, torch.tensor([1.0, -1.0]), mask, fraction=0.4)
+        tensor([[ True, False, False],
+                [ True, False, False]])
 
     Source: arXiv 2505.22617, eq. 12.
     """
@@ -179,11 +182,12 @@ def clip_cov_loss(
     Raises:
         ValueError: as `clip_cov_select`; an unknown `reduction`.
 
-    >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
-    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
-    >>> loss, metrics = clip_cov_loss(logp, logp, torch.tensor([1.0, -1.0]), mask)
-    >>> round(loss.item(), 4), round(metrics["selected_in/unlikely_bad"].item(), 1)
-    (-0.4, 1.0)
+    Examples:
+        >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
+        >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+        >>> loss, metrics = clip_cov_loss(logp, logp, torch.tensor([1.0, -1.0]), mask)
+        >>> round(loss.item(), 4), round(metrics["selected_in/unlikely_bad"].item(), 1)
+        (-0.4, 1.0)
 
     Source: arXiv 2505.22617, eq. 10-11.
     """
@@ -230,12 +234,13 @@ def kl_cov_loss(
     Raises:
         ValueError: as `kl_cov_select`; `beta` negative, an unknown `reduction`.
 
-    >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
-    >>> old = torch.tensor([[-0.2, -1.8, -0.5], [-2.7, -0.4, -1.3]])
-    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
-    >>> loss, metrics = kl_cov_loss(logp, old, torch.tensor([1.0, -1.0]), mask, fraction=0.4)
-    >>> round(loss.item(), 7), round(metrics["kl_penalty"].item(), 2)
-    (-0.1123361, 0.08)
+    Examples:
+        >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
+        >>> old = torch.tensor([[-0.2, -1.8, -0.5], [-2.7, -0.4, -1.3]])
+        >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+        >>> loss, metrics = kl_cov_loss(logp, old, torch.tensor([1.0, -1.0]), mask, fraction=0.4)
+        >>> round(loss.item(), 7), round(metrics["kl_penalty"].item(), 2)
+        (-0.1123361, 0.08)
 
     Source: arXiv 2505.22617, eq. 12-13.
     """
@@ -278,12 +283,13 @@ def selection_metrics(
     Raises:
         ValueError: as `token_covariance`.
 
-    >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
-    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
-    >>> adv = torch.tensor([1.0, -1.0])
-    >>> metrics = selection_metrics(logp, logp, adv, mask, kl_cov_select(logp, adv, mask, 0.4))
-    >>> [name for name, value in metrics.items() if value == 0.5]
-    ['selected_in/likely_good', 'selected_in/unlikely_bad']
+    Examples:
+        >>> logp = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, -1.0]])
+        >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+        >>> adv = torch.tensor([1.0, -1.0])
+        >>> metrics = selection_metrics(logp, logp, adv, mask, kl_cov_select(logp, adv, mask, 0.4))
+        >>> [name for name, value in metrics.items() if value == 0.5]
+        ['selected_in/likely_good', 'selected_in/unlikely_bad']
 
     Source: arXiv 2505.22617, section 4.1 (the covariance's sign by quadrant is read off its factors).
     """
@@ -313,8 +319,9 @@ def first_order_entropy_change(
     Raises:
         ValueError: shapes that differ, an unknown `kind`, logits that are NaN, +inf or all -inf.
 
-    >>> first_order_entropy_change(torch.tensor([1.0, 0.0]), torch.tensor([1.0, -1.0]), 0.1, "npg")
-    tensor(-0.0393)
+    Examples:
+        >>> first_order_entropy_change(torch.tensor([1.0, 0.0]), torch.tensor([1.0, -1.0]), 0.1, "npg")
+        tensor(-0.0393)
 
     Source: arXiv 2505.22617, theorem 1 and corollary 1 (policy gradient), theorem 2 (natural).
     """
@@ -347,9 +354,10 @@ class SelectionBudget:
     Args:
         fraction: share of tokens to select.
 
-    >>> budget = SelectionBudget(0.01)
-    >>> [budget.take(40) for _ in range(5)]
-    [0, 0, 1, 0, 1]
+    Examples:
+        >>> budget = SelectionBudget(0.01)
+        >>> [budget.take(40) for _ in range(5)]
+        [0, 0, 1, 0, 1]
 
     Source: arXiv 2505.22617, section 4.2, where the share is that of the whole training batch.
     """

@@ -24,10 +24,11 @@ class EntropyLaw:
         rmse_: root mean square residual, reward units.
         r2_: share of the reward's variance explained (NaN when all rewards are equal).
 
-    >>> H = np.linspace(0.1, 1.0, 10)
-    >>> law = EntropyLaw().fit(H, -0.21 * np.exp(H) + 0.74)
-    >>> round(law.a_, 6), round(law.b_, 6), round(law.ceiling_, 6)
-    (0.21, 0.74, 0.53)
+    Examples:
+        >>> H = np.linspace(0.1, 1.0, 10)
+        >>> law = EntropyLaw().fit(H, -0.21 * np.exp(H) + 0.74)
+        >>> round(law.a_, 6), round(law.b_, 6), round(law.ceiling_, 6)
+        (0.21, 0.74, 0.53)
 
     Source: arXiv 2505.22617, eq. 1 and section 2.4.
     """
