@@ -9,11 +9,12 @@ TORCH := torch==2.13.0
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs docs-serve readme clean
+.PHONY: help demo test test-slow test-verl lint format docs docs-serve readme clean
 
 help:
 	@echo "make demo   set up, then run typical sampling on a real language model: claims and an HTML report"
 	@echo "make test   set up, then run the tests"
+	@echo "make test-verl  compare with verl's own losses (verl is installed beside, not into, .venv)"
 	@echo "make lint   ruff, mypy, import-linter and the generated parts of README and docs"
 	@echo "make docs   build the documentation into site/"
 
@@ -34,6 +35,13 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+$(VENV)/verl/.installed: $(INSTALLED) tests/integrations/verl-requirements.txt
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/verl --requirement tests/integrations/verl-requirements.txt
+	touch $@
+
+test-verl: $(VENV)/verl/.installed
+	PYTHONPATH=$(VENV)/verl $(BIN)/pytest tests/integrations/test_verl.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
