@@ -9,13 +9,14 @@ TORCH := torch==2.13.0
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-verl lint format docs docs-serve readme clean
+.PHONY: help demo test test-slow test-verl bench lint format docs docs-serve readme clean
 
 help:
 	@echo "make demo   set up, then run typical sampling on a real language model: claims and an HTML report"
 	@echo "make test   set up, then run the tests"
 	@echo "make test-verl  compare with verl's own losses (verl is installed beside, not into, .venv)"
 	@echo "make lint   ruff, mypy, import-linter and the generated parts of README and docs"
+	@echo "make bench  measures against named peers: ratios, docs/benchmarks.md"
 	@echo "make docs   build the documentation into site/"
 
 # PyTorch goes first: asked for on its own, pip takes the build that fits this machine, and nothing
@@ -42,6 +43,9 @@ $(VENV)/verl/.installed: $(INSTALLED) tests/integrations/verl-requirements.txt
 
 test-verl: $(VENV)/verl/.installed
 	PYTHONPATH=$(VENV)/verl $(BIN)/pytest tests/integrations/test_verl.py
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/run.py $(FAMILIES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

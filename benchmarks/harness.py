@@ -1,0 +1,156 @@
+"""Times Szilard against named peers: same arrays, same process, alternating order.
+
+A file of this folder holds the cases of one kernel family in `cases()`. Every case first checks that
+all answers agree, then times each contender at least seven times after a warm-up, in an order that
+rotates, and keeps the medians. What counts is the ratio within one run; absolute times are the
+machine's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROUNDS = 7
+Contender = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work and everyone who does it.
+
+    Attributes:
+        kernel: the family.
+        work: what is computed, on what size.
+        ours: Szilard's way.
+        peers: theirs, by name.
+        error: how far a peer's answer is from ours, in the unit of the measure.
+        tolerance: the largest error that still counts as the same answer.
+        limit: a bare read of the same bytes (or another floor), by name.
+        faster_than: target ratio peer / ours, by peer.
+        at_most_limit: target ratio ours / limit.
+    """
+
+    kernel: str
+    work: str
+    ours: Contender
+    peers: Mapping[str, Contender]
+    error: Callable[[Any, Any], float]
+    tolerance: float
+    limit: tuple[str, Contender] | None = None
+    faster_than: Mapping[str, float] = field(default_factory=dict)
+    at_most_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians in seconds, peak extra memory in bytes, and what was asked of them."""
+
+    kernel: str
+    work: str
+    seconds: dict[str, float]
+    memory: dict[str, int]
+    errors: dict[str, float]
+    limit: str | None
+    targets: dict[str, tuple[float, float]]
+    """What was compared: (measured ratio, ratio asked for)."""
+
+    @property
+    def missed(self) -> list[str]:
+        return [
+            name
+            for name, (measured, asked) in self.targets.items()
+            if (measured > asked if name.startswith("szilard /") else measured < asked)
+        ]
+
+
+def measure(case: Case) -> Result:
+    contenders = {"szilard": case.ours, **case.peers}
+    if case.limit is not None:
+        contenders[case.limit[0]] = case.limit[1]
+    answer, memory = _peak(case.ours)
+    memory_by = {"szilard": memory}
+    errors = {}
+    for name, peer in case.peers.items():
+        theirs, memory_by[name] = _peak(peer)
+        errors[name] = case.error(answer, theirs)
+        if not errors[name] <= case.tolerance:
+            raise AssertionError(
+                f"{case.kernel}, {case.work}: {name} differs by {errors[name]:.3g}, "
+                f"more than {case.tolerance:.3g}"
+            )
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
+    for run in contenders.values():
+        run()
+    for _ in range(ROUNDS):
+        for name in order:
+            began = time.perf_counter()
+            contenders[name]()
+            times[name].append(time.perf_counter() - began)
+        order.append(order.pop(0))
+    seconds = {name: statistics.median(taken) for name, taken in times.items()}
+    ours = seconds["szilard"]
+    targets = {
+        f"{peer} / szilard": (seconds[peer] / ours, ratio)
+        for peer, ratio in case.faster_than.items()
+    }
+    if case.limit is not None and case.at_most_limit is not None:
+        targets[f"szilard / {case.limit[0]}"] = (ours / seconds[case.limit[0]], case.at_most_limit)
+    return Result(
+        case.kernel,
+        case.work,
+        seconds,
+        memory_by,
+        errors,
+        case.limit and case.limit[0],
+        targets,
+    )
+
+
+def _peak(run: Contender) -> tuple[Any, int]:
+    """A call's answer and how far it lifted the process's resident memory at its worst (Linux)."""
+    run()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return run(), 0
+    before = _status("VmRSS")
+    answer = run()
+    return answer, max(0, _status("VmHWM") - before)
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def machine() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "cores": str(os.cpu_count()),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def save(results: list[Result], folder: Path) -> Iterator[Path]:
+    """One JSON file a kernel family."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kernel in dict.fromkeys(result.kernel for result in results):
+        path = folder / f"{kernel}.json"
+        rows = [asdict(result) for result in results if result.kernel == kernel]
+        path.write_text(json.dumps({"machine": machine(), "results": rows}, indent=1))
+        yield path
