@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def log_base(base: float | int | None) -> float:
+def log_base(base: float | None) -> float:
     """The factor that turns nats into the unit of `base`: multiply by it.
 
     Args:
@@ -102,7 +102,7 @@ def check_logits(logits: Tensor | np.ndarray, name: str = "logits") -> None:
 def check_probabilities(
     p: Tensor | np.ndarray,
     name: str = "probs",
-    atol: float | int = 1e-6,
+    atol: float = 1e-6,
     axes: int = 1,
 ) -> None:
     """Refuses what is not a probability distribution over the last axis (or axes).
@@ -134,7 +134,7 @@ def check_probabilities(
 def check_log_probabilities(
     log_p: Tensor | np.ndarray,
     name: str = "log_probs",
-    atol: float | int = 1e-6,
+    atol: float = 1e-6,
     axes: int = 1,
 ) -> None:
     """Refuses what is not the logarithm of a distribution over the last axis (or axes).

@@ -41,7 +41,7 @@ def entropy(
     probs: Float[A, "*batch n"] | None = None,
     *,
     log_probs: Float[A, "*batch n"] | None = None,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[A, "*batch"]:
     """Shannon entropy H(p) = -Σ p ln p.
 
@@ -100,9 +100,9 @@ def perplexity(
 def renyi_entropy(
     probs: Float[A, "*batch n"] | None = None,
     *,
-    alpha: float | int,
+    alpha: float,
     log_probs: Float[A, "*batch n"] | None = None,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[A, "*batch"]:
     """Rényi entropy H_α(p) = ln(Σ p^α) / (1 - α), with its limits at α = 0, 1 and inf.
 
@@ -148,9 +148,9 @@ def renyi_entropy(
 def tsallis_entropy(
     probs: Float[A, "*batch n"] | None = None,
     *,
-    q: float | int,
+    q: float,
     log_probs: Float[A, "*batch n"] | None = None,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[A, "*batch"]:
     """Tsallis entropy S_q(p) = k (1 - Σ p^q) / (q - 1), with its limit at q = 1.
 
@@ -190,7 +190,7 @@ def cross_entropy(
     *,
     log_p: Float[A, "*#batch n"] | None = None,
     log_q: Float[A, "*#batch n"] | None = None,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[A, "*#batch"]:
     """Cross-entropy H(p, q) = -Σ p ln q: the mean surprisal under q of what p draws.
 
@@ -227,7 +227,7 @@ def kl_divergence(
     *,
     log_p: Float[A, "*#batch n"] | None = None,
     log_q: Float[A, "*#batch n"] | None = None,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[A, "*#batch"]:
     """Kullback-Leibler divergence D(p ‖ q) = Σ p ln(p / q), in this order of arguments.
 
@@ -265,7 +265,7 @@ def js_divergence(
     *,
     log_p: Float[A, "*#batch n"] | None = None,
     log_q: Float[A, "*#batch n"] | None = None,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[A, "*#batch"]:
     """Jensen-Shannon divergence (D(p ‖ m) + D(q ‖ m)) / 2 from the mixture m = (p + q) / 2.
 
@@ -302,7 +302,7 @@ def conditional_entropy(
     joint: Float[A, "*batch x y"] | None = None,
     *,
     log_joint: Float[A, "*batch x y"] | None = None,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[A, "*batch"]:
     """Conditional entropy H(Y | X) = -Σ p(x, y) ln p(y | x), Y along the last axis.
 
@@ -337,7 +337,7 @@ def mutual_information(
     joint: Float[A, "*batch x y"] | None = None,
     *,
     log_joint: Float[A, "*batch x y"] | None = None,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[A, "*batch"]:
     """Mutual information I(X; Y) = Σ p(x, y) ln(p(x, y) / (p(x) p(y))) of a joint distribution.
 
@@ -462,7 +462,7 @@ def _kl_terms(p: _Distribution, q: _Distribution) -> Tensor:
     return torch.where(p.support, p.p * (p.log_p - q.log_p), 0)
 
 
-def _power_gap(d: _Distribution, q: float | int) -> Tensor:
+def _power_gap(d: _Distribution, q: float) -> Tensor:
     """|1 - Σ p^q| for a normalised p, as a sum of non-negative terms that never cancel."""
     return -((min(q, 1) * d.log_p).exp() * (abs(q - 1) * d.log_p).expm1()).sum(-1)
 

@@ -26,7 +26,7 @@ A = TypeVar("A", Tensor, np.ndarray)
 def entropy_from_counts(
     counts: Real[A, "*batch n"],
     method: Literal["plugin", "miller-madow", "chao-shen", "grassberger"] = "plugin",
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[A, "*batch"]:
     """Shannon entropy of the distribution that the counts were drawn from.
 
@@ -77,9 +77,9 @@ def kozachenko_leonenko(
     x: Float[np.ndarray, "n *d"],
     k: int = 3,
     metric: Literal["euclidean", "chebyshev"] = "euclidean",
-    base: float | int | None = None,
+    base: float | None = None,
     *,
-    dither: float | int = 0.0,
+    dither: float = 0.0,
     rng: np.random.Generator | None = None,
     workers: int = 1,
 ) -> float:
@@ -134,9 +134,9 @@ def ksg_mutual_information(
     y: Float[np.ndarray, "n *dy"],
     k: int = 3,
     variant: Literal[1, 2] = 1,
-    base: float | int | None = None,
+    base: float | None = None,
     *,
-    dither: float | int = 0.0,
+    dither: float = 0.0,
     rng: np.random.Generator | None = None,
     workers: int = 1,
 ) -> float:

@@ -216,7 +216,7 @@ def permutation_entropy(
     dimension: int = 5,
     delay: int = 1,
     *,
-    base: float | int | None = None,
+    base: float | None = None,
     normalize: bool = False,
     ties: Ties = "stable",
     rng: np.random.Generator | None = None,

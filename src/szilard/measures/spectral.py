@@ -19,7 +19,7 @@ from torch import Tensor
 from szilard.measures._checks import log_base
 
 Normalization = Literal["code", "half", "one"]
-Bandwidth = float | int | Literal["median", "mean_norm"]
+Bandwidth = float | Literal["median", "mean_norm"]
 Seed = np.random.Generator | int
 
 # A block of this many distances is diagonalised at once (128 MiB in float64).
@@ -39,7 +39,7 @@ class DiffusionSpectrum:
     eigenvalues: Float[Tensor, "n"]
     sigma: float
 
-    def entropy(self, t: float | int = 1, *, base: float | int | None = None) -> Float[Tensor, ""]:
+    def entropy(self, t: float = 1, *, base: float | None = None) -> Float[Tensor, ""]:
         """Entropy of the spectrum after `t` diffusion steps, in [0, log n].
 
         Args:
@@ -92,16 +92,16 @@ class DSMIResult:
 
 @overload
 def von_neumann_entropy(
-    density: Inexact[Tensor, "*batch d d"], *, base: float | int | None = None
+    density: Inexact[Tensor, "*batch d d"], *, base: float | None = None
 ) -> Float[Tensor, "*batch"]: ...
 @overload
 def von_neumann_entropy(
-    density: Inexact[np.ndarray, "*batch d d"], *, base: float | int | None = None
+    density: Inexact[np.ndarray, "*batch d d"], *, base: float | None = None
 ) -> Float[np.ndarray, "*batch"]: ...
 def von_neumann_entropy(
     density: Inexact[Tensor, "*batch d d"] | Inexact[np.ndarray, "*batch d d"],
     *,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[Tensor, "*batch"] | Float[np.ndarray, "*batch"]:
     """Von Neumann entropy -tr(rho log rho) of density matrices, in [0, log d].
 
@@ -136,20 +136,20 @@ def von_neumann_entropy(
 
 @overload
 def gram_entropy(
-    gram: Inexact[Tensor, "*batch n n"], *, alpha: float | int = 1, base: float | int | None = None
+    gram: Inexact[Tensor, "*batch n n"], *, alpha: float = 1, base: float | None = None
 ) -> Float[Tensor, "*batch"]: ...
 @overload
 def gram_entropy(
     gram: Inexact[np.ndarray, "*batch n n"],
     *,
-    alpha: float | int = 1,
-    base: float | int | None = None,
+    alpha: float = 1,
+    base: float | None = None,
 ) -> Float[np.ndarray, "*batch"]: ...
 def gram_entropy(
     gram: Inexact[Tensor, "*batch n n"] | Inexact[np.ndarray, "*batch n n"],
     *,
-    alpha: float | int = 1,
-    base: float | int | None = None,
+    alpha: float = 1,
+    base: float | None = None,
 ) -> Float[Tensor, "*batch"] | Float[np.ndarray, "*batch"]:
     """Matrix-based Rényi entropy log(tr A^alpha) / (1 - alpha), with A = gram / tr(gram).
 
@@ -290,33 +290,33 @@ def diffusion_spectrum(
 def diffusion_spectral_entropy(
     Z: Real[Tensor, "n d"],
     sigma: Bandwidth = 10.0,
-    t: float | int = 1,
+    t: float = 1,
     *,
     max_n: int = 10_000,
     normalization: Normalization = "code",
     rng: Seed | None = 0,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[Tensor, ""]: ...
 @overload
 def diffusion_spectral_entropy(
     Z: Real[np.ndarray, "n d"],
     sigma: Bandwidth = 10.0,
-    t: float | int = 1,
+    t: float = 1,
     *,
     max_n: int = 10_000,
     normalization: Normalization = "code",
     rng: Seed | None = 0,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> float: ...
 def diffusion_spectral_entropy(
     Z: Real[Tensor, "n d"] | Real[np.ndarray, "n d"],
     sigma: Bandwidth = 10.0,
-    t: float | int = 1,
+    t: float = 1,
     *,
     max_n: int = 10_000,
     normalization: Normalization = "code",
     rng: Seed | None = 0,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> Float[Tensor, ""] | float:
     """Diffusion spectral entropy (DSE): log of the number of places the kernel can tell apart.
 
@@ -361,7 +361,7 @@ def diffusion_spectral_mutual_information(
     Z: Real[Tensor, "n d"] | Real[np.ndarray, "n d"],
     Y: Shaped[Tensor, "n *dims"] | Shaped[np.ndarray, "n *dims"],
     sigma: Bandwidth = 10.0,
-    t: float | int = 1,
+    t: float = 1,
     *,
     discrete: bool | None = None,
     n_clusters: int = 10,
@@ -369,7 +369,7 @@ def diffusion_spectral_mutual_information(
     max_n: int = 10_000,
     normalization: Normalization = "code",
     rng: Seed = 0,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> DSMIResult:
     """Diffusion spectral mutual information (DSMI) between points and labels, scalars or vectors.
 
@@ -546,7 +546,7 @@ def binned_entropy(
     Z: Real[Tensor, "n d"] | Real[np.ndarray, "n d"],
     *,
     bins: int = 2,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> float:
     """Plug-in Shannon entropy of points binned along every dimension between its extremes.
 
@@ -582,7 +582,7 @@ def matrix_entry_entropy(
     Z: Real[Tensor, "n d"] | Real[np.ndarray, "n d"],
     sigma: Bandwidth = 10.0,
     *,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> float:
     """Entropy of the entries, not the eigenvalues, of the Markov matrix P of the diffusion kernel.
 
@@ -614,7 +614,7 @@ def adjacency_spectral_entropy(
     sigma: Bandwidth = 10.0,
     *,
     neighbors: int | None = None,
-    base: float | int | None = None,
+    base: float | None = None,
 ) -> float:
     """Entropy of the spectrum of an adjacency matrix that is not normalised to a diffusion.
 
@@ -652,7 +652,7 @@ def adjacency_spectral_entropy(
 
 def check_kernel(
     sigma: Bandwidth,
-    t: float | int = 1,
+    t: float = 1,
     normalization: Normalization = "code",
     max_n: int = 10_000,
 ) -> None:
@@ -731,15 +731,13 @@ def _entropy(p: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     return torch.special.entr(torch.where(p > 0, p, 1.0)).sum(-1)
 
 
-def _power(x: Float[Tensor, "*batch n"], exponent: float | int) -> Float[Tensor, "*batch n"]:
+def _power(x: Float[Tensor, "*batch n"], exponent: float) -> Float[Tensor, "*batch n"]:
     """x^exponent with derivative zero, not infinite, at x = 0."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0) ** exponent, 0.0)
 
 
-def _powered_entropy(
-    eigenvalues: Inexact[Tensor, "*batch n"], t: float | int
-) -> Float[Tensor, "*batch"]:
+def _powered_entropy(eigenvalues: Inexact[Tensor, "*batch n"], t: float) -> Float[Tensor, "*batch"]:
     weights = _power(eigenvalues.abs(), t)
     return _entropy(weights / weights.sum(-1, keepdim=True))
 
@@ -839,7 +837,7 @@ def _check_labels(
     return cluster_labels(Y, discrete=discrete, n_clusters=n_clusters)
 
 
-def _check_time(t: float | int) -> float | int:
+def _check_time(t: float) -> float:
     if not (t > 0 and math.isfinite(t)):
         raise ValueError(f"t must be a positive finite number, but is {t!r}")
     return t

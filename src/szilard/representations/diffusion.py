@@ -59,11 +59,11 @@ class DiffusionSpectralEntropy(BaseEstimator):
     def __init__(
         self,
         sigma: Bandwidth = 10.0,
-        t: float | int = 1,
+        t: float = 1,
         *,
         max_n: int = 10_000,
         normalization: Normalization = "code",
-        base: float | int | None = None,
+        base: float | None = None,
         rng: Seed | None = 0,
     ) -> None:
         self.sigma = sigma
@@ -179,10 +179,10 @@ class RepresentationMonitor:
         batch_size: int = 256,
         reduce: Reduce = lambda output: output.flatten(1),
         sigma: Bandwidth = 10.0,
-        t: float | int = 1,
+        t: float = 1,
         max_n: int = 10_000,
         normalization: Normalization = "code",
-        base: float | int | None = None,
+        base: float | None = None,
         rng: int = 0,
     ) -> None:
         for name, value in (("every", every), ("batch_size", batch_size)):
