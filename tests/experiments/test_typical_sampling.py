@@ -241,3 +241,14 @@ def test_the_paper_preset_runs_from_its_configuration_with_other_models_and_data
     assert len(lengths) == 3
     assert all(1 <= length <= 4 for length in lengths)
     assert {row["source"] for row in rows if "source" in row} == {source.name}
+
+
+def test_without_any_text_the_exact_claims_and_figures_are_left():
+    rows = [
+        {**row, "arm": arm, "seed": 0}
+        for arm in SMOKE.rules
+        for row in zipf_rows(arm, SMOKE.zipf_rows, SMOKE.zipf_vocabulary)
+    ]
+    bare = pd.DataFrame(rows)
+    assert all(claim.measured.level == 1 for claim in experiment.claims(SMOKE, bare))
+    assert experiment.figures(SMOKE, bare)

@@ -178,8 +178,12 @@ def _print_results(method: Method, results: Results, report: Path) -> None:
                 f"[{styles[claim.verdict]}]{signs[claim.verdict]} {label}[/]",
             )
         out().print(table, highlight=False)
+    alike: dict[str, list[str]] = {}
     for failure in results.failures:
-        errors().print(f"[red]failed unit:[/] {escape(f'{failure.unit}: {failure.error}')}")
+        alike.setdefault(failure.error, []).append(str(failure.unit))
+    for error, units in alike.items():
+        line = f"{'; '.join(units)}: {error}"
+        errors().print(f"[red]{len(units)} failed:[/] {escape(line)}", soft_wrap=True)
     for problem in results.errors:
         errors().print(f"[red]no {problem.what}:[/] {escape(problem.error)}")
     out().print(f"report: {report}", highlight=False, soft_wrap=True)

@@ -206,8 +206,9 @@ class TypicalExperiment:
     def claims(self, config: TypicalConfig, table: pd.DataFrame) -> Sequence[Claim]:
         claims = _exact_claims(table)
         texts = table[table.metric == "repetition"]
-        for name in texts.source.unique():
-            suffix = f" ({name})" if texts.source.nunique() > 1 else ""
+        names = _sources(texts)
+        for name in names:
+            suffix = f" ({name})" if len(names) > 1 else ""
             claims += _text_claims(table[table.source == name], suffix)
         return claims
 
@@ -215,8 +216,9 @@ class TypicalExperiment:
         arms = [arm for arm in config.rules if arm in set(table.arm)]
         figures = []
         texts = table[table.metric == "repetition"]
-        for name in texts.source.unique():
-            suffix = f" ({name})" if texts.source.nunique() > 1 else ""
+        names = _sources(texts)
+        for name in names:
+            suffix = f" ({name})" if len(names) > 1 else ""
             mine = table[table.source == name]
             figures += [
                 _repetition_against_perplexity(mine, arms, suffix),
@@ -226,6 +228,11 @@ class TypicalExperiment:
             if not next(source for source in config.sources if source.name == name).dataset:
                 figures.append(_continuations(mine, arms, config.openings))
         return [*figures, _kept_band(config), _exact_deviation(table, arms)]
+
+
+def _sources(texts: pd.DataFrame) -> list[str]:
+    """Names of the sources that were written from; none where every such unit failed."""
+    return list(texts.source.unique()) if len(texts) else []
 
 
 # Rules --------------------------------------------------------------------------------------------
