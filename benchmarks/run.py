@@ -41,7 +41,7 @@ def main() -> int:
             table.add_row(result.work, *columns(result))
             missed += [f"{result.kernel}, {result.work}: {name}" for name in result.missed]
         console.print(table, family)
-        list(save(results, RESULTS))
+        save(results, RESULTS / f"{family}.json")
     PAGE.write_text(page())
     print(f"page: {PAGE.relative_to(HERE.parent)}")
     for line in missed:

@@ -140,9 +140,10 @@ class Peccary(TransformerMixin, BaseEstimator):
             times: (T,) times of all series, or a list with one vector a series, instead of `dt`.
 
         Returns:
-            A structured array with a row a series (a DataFrame after `set_output(transform="pandas")`): H, C, delay, t_nat, n_patterns (distinct ones), n_forbidden (never seen),
-            region and periodic. Region is "undetermined" where the series is shorter than 1.5 t_nat.
-            Where it has fewer than two extrema to space ("minavg", "maxavg") t_nat is infinite, and
+            A structured array with a row a series (a DataFrame after
+            `set_output(transform="pandas")`): H, C, delay, t_nat, n_patterns (distinct ones),
+            n_forbidden (never seen), region and periodic. Region is "undetermined" where the series
+            is shorter than 1.5 t_nat. Where it has fewer than two extrema to space ("minavg", "maxavg") t_nat is infinite, and
             H and C, which need a delay, are NaN.
 
         Raises:

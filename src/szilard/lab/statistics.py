@@ -20,7 +20,8 @@ def mean_interval(
 
     A single independent unit says nothing about its own spread, so its interval is the whole line and
     no claim can hold on it. Few units say too little: the interval of n units stays within their range,
-    which covers at most about `1 - 2**(1 - n)` of the time (75 % for three). A NaN among the values makes the interval NaN, on which every claim fails.
+    which covers at most about `1 - 2**(1 - n)` of the time (75 % for three). A NaN among the values
+    makes the interval NaN, on which every claim fails.
 
     Args:
         values: observations, one axis.
