@@ -1,9 +1,10 @@
 """Times Szilard against named peers: same arrays, same process, alternating order.
 
 A file of this folder holds the cases of one kernel family in `cases()`. Every case first checks that
-all answers agree, then times each contender at least seven times after a warm-up, in an order that
-rotates, and keeps the medians. What counts is the ratio within one run; absolute times are the
-machine's.
+all answers agree, then times each contender seven times after a warm-up, in an order that rotates,
+and keeps the medians. Who takes longer than `SLOW` seconds is timed `SLOW_ROUNDS` times, and the
+table says so: noise of milliseconds does not reach such a ratio. What counts is the ratio within one
+run; absolute times are the machine's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 ROUNDS = 7
+SLOW, SLOW_ROUNDS = 5.0, 3
 Contender = Callable[[], Any]
 
 
@@ -38,6 +40,8 @@ class Case:
         limit: a bare read of the same bytes (or another floor), by name.
         faster_than: target ratio peer / ours, by peer.
         at_most_limit: target ratio ours / limit.
+        at_most_memory: target for our peak extra memory, in bytes.
+        sweep: axis and place on it, for the plot of time over problem size.
     """
 
     kernel: str
@@ -49,6 +53,8 @@ class Case:
     limit: tuple[str, Contender] | None = None
     faster_than: Mapping[str, float] = field(default_factory=dict)
     at_most_limit: float | None = None
+    at_most_memory: float | None = None
+    sweep: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,40 +69,42 @@ class Result:
     limit: str | None
     targets: dict[str, tuple[float, float]]
     """What was compared: (measured ratio, ratio asked for)."""
+    rounds: dict[str, int]
+    sweep: tuple[str, float] | None
 
     @property
     def missed(self) -> list[str]:
         return [
             name
             for name, (measured, asked) in self.targets.items()
-            if (measured > asked if name.startswith("szilard /") else measured < asked)
+            if (measured < asked if name.endswith("/ szilard") else measured > asked)
         ]
 
 
 def measure(case: Case) -> Result:
     contenders = {"szilard": case.ours, **case.peers}
-    if case.limit is not None:
-        contenders[case.limit[0]] = case.limit[1]
-    answer, memory = _peak(case.ours)
-    memory_by = {"szilard": memory}
-    errors = {}
+    answer, memory, took = _first(case.ours)
+    memory_by, rounds, errors = {"szilard": memory}, {"szilard": _rounds(took)}, {}
     for name, peer in case.peers.items():
-        theirs, memory_by[name] = _peak(peer)
+        theirs, memory_by[name], took = _first(peer)
+        rounds[name] = _rounds(took)
         errors[name] = case.error(answer, theirs)
         if not errors[name] <= case.tolerance:
             raise AssertionError(
                 f"{case.kernel}, {case.work}: {name} differs by {errors[name]:.3g}, "
                 f"more than {case.tolerance:.3g}"
             )
+    if case.limit is not None:
+        name, contenders[name] = case.limit[0], case.limit[1]
+        rounds[name] = _rounds(_first(case.limit[1])[2])
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
-    if case.limit is not None:  # the others are warm from the comparison
-        case.limit[1]()
-    for _ in range(ROUNDS):
+    for round_ in range(max(rounds.values())):
         for name in order:
-            began = time.perf_counter()
-            contenders[name]()
-            times[name].append(time.perf_counter() - began)
+            if round_ < rounds[name]:
+                began = time.perf_counter()
+                contenders[name]()
+                times[name].append(time.perf_counter() - began)
         order.append(order.pop(0))
     seconds = {name: statistics.median(taken) for name, taken in times.items()}
     ours = seconds["szilard"]
@@ -106,6 +114,8 @@ def measure(case: Case) -> Result:
     }
     if case.limit is not None and case.at_most_limit is not None:
         targets[f"szilard / {case.limit[0]}"] = (ours / seconds[case.limit[0]], case.at_most_limit)
+    if case.at_most_memory is not None:
+        targets["extra MiB"] = (memory / 2**20, case.at_most_memory / 2**20)
     return Result(
         case.kernel,
         case.work,
@@ -114,12 +124,31 @@ def measure(case: Case) -> Result:
         errors,
         case.limit and case.limit[0],
         targets,
+        rounds,
+        case.sweep,
     )
 
 
+def _rounds(took: float) -> int:
+    return ROUNDS if took < SLOW else SLOW_ROUNDS
+
+
+def _first(run: Contender) -> tuple[Any, int, float]:
+    """A call's answer, how far it lifted the process's resident memory at its worst, and its time.
+
+    Memory is read on Linux. What takes long is called once and its warm-up costs counted with it.
+    """
+    began = time.perf_counter()
+    answer, memory = _peak(run)
+    took = time.perf_counter() - began
+    if took < SLOW:
+        began = time.perf_counter()
+        answer, memory = _peak(run)
+        took = time.perf_counter() - began
+    return answer, memory, took
+
+
 def _peak(run: Contender) -> tuple[Any, int]:
-    """A call's answer and how far it lifted the process's resident memory at its worst (Linux)."""
-    run()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -69,8 +69,22 @@ def test_every_contender_is_called_equally_often_and_not_always_in_the_same_plac
 def test_a_target_is_missed_on_the_wrong_side_of_its_ratio(harness: ModuleType) -> None:
     def result(**targets: tuple[float, float]) -> object:
         named = {name.replace("_", " / "): pair for name, pair in targets.items()}
-        return harness.Result("k", "w", {}, {}, {}, None, named)
+        return harness.Result("k", "w", {}, {}, {}, None, named, {}, None)
 
     assert result(peer_szilard=(12.0, 10.0), szilard_sum=(1.5, 2.0)).missed == []
     assert result(peer_szilard=(8.0, 10.0)).missed == ["peer / szilard"]
     assert result(szilard_sum=(2.5, 2.0)).missed == ["szilard / sum"]
+
+
+def test_what_takes_long_is_timed_fewer_times_and_says_so(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "SLOW", 0.0)
+    result = harness.measure(case(harness, 45.0))
+    assert result.rounds == {"szilard": harness.SLOW_ROUNDS, "peer": harness.SLOW_ROUNDS}
+
+
+def test_extra_memory_has_a_target_of_its_own(harness: ModuleType) -> None:
+    result = harness.measure(case(harness, 45.0, at_most_memory=2.0**40))
+    assert result.targets["extra MiB"][1] == 2.0**20
+    assert result.missed == []
