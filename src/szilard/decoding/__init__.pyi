@@ -1,3 +1,5 @@
+from .reading import CachedReader
+from .trace import EntropyRecorder, TokenTrace
 from .typical import LocalTypicality, local_typicality, typical_mask, typical_sample
 from .typical_processor import TypicalLogitsProcessor
 
@@ -7,4 +9,7 @@ __all__ = [
     "typical_sample",
     "local_typicality",
     "LocalTypicality",
+    "EntropyRecorder",
+    "TokenTrace",
+    "CachedReader",
 ]

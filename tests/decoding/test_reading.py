@@ -1,0 +1,158 @@
+"""A text read piece by piece is read as it would be in one go."""
+
+import pytest
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from szilard.decoding.reading import CachedReader, check_prompt
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 48,
+}
+
+
+def llama() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+
+
+def gemma() -> PreTrainedModel:
+    """Two layers see six tokens back, the third all."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=6, sliding_window_pattern=3)
+    return Gemma3ForCausalLM(config).eval()
+
+
+@pytest.fixture(params=[llama, gemma], ids=["full attention", "sliding windows"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return request.param()
+
+
+def text(rows: int, tokens: int) -> torch.Tensor:
+    return torch.randint(1, 40, (rows, tokens), generator=torch.Generator().manual_seed(tokens))
+
+
+@torch.no_grad()
+def in_one_go(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    return model(ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("rewinds", [False, True])
+def test_pieces_give_the_logits_of_the_whole(model: PreTrainedModel, rewinds: bool) -> None:
+    ids, reader = text(2, 20), CachedReader(model, rewinds=rewinds)
+    logits = [
+        reader.read(piece, keep=piece.shape[-1]).logits for piece in ids.split([9, 1, 7, 3], 1)
+    ]
+    # Sums in another order: float32.
+    torch.testing.assert_close(torch.cat(logits, 1), in_one_go(model, ids), atol=2e-5, rtol=1e-4)
+    assert (reader.length, reader.fed, reader.forwards) == (20, 20, 4)
+
+
+def test_left_padding_changes_nothing(model: PreTrainedModel) -> None:
+    ids = text(1, 14)
+    padded = torch.cat((torch.zeros(1, 5, dtype=torch.long), ids[:, :9]), 1)
+    mask = torch.cat((torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 9, dtype=torch.long)), 1)
+    reader = CachedReader(model)
+    first = reader.read(padded, mask).logits[:, -1]
+    then = reader.read(ids[:, 9:], keep=5).logits
+    whole = in_one_go(model, ids)
+    torch.testing.assert_close(first, whole[:, 8], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(then, whole[:, 9:], atol=2e-5, rtol=1e-4)
+
+
+def test_a_question_is_answered_in_context_and_leaves_no_trace(model: PreTrainedModel) -> None:
+    ids, question = text(2, 20), text(2, 4)
+    reader = CachedReader(model, rewinds=True)
+    reader.read(ids[:, :11])
+    for seen in (11, 15):
+        asked = reader.ask(question, keep=4).logits
+        whole = in_one_go(model, torch.cat((ids[:, :seen], question), 1))
+        torch.testing.assert_close(asked, whole[:, -4:], atol=2e-5, rtol=1e-4)
+        assert reader.length == seen
+        after = reader.read(ids[:, seen : seen + 4], keep=4).logits
+        torch.testing.assert_close(
+            after, in_one_go(model, ids)[:, seen : seen + 4], atol=2e-5, rtol=1e-4
+        )
+
+
+def test_generate_goes_on_from_the_reader_s_cache(model: PreTrainedModel) -> None:
+    ids, reader = text(1, 12), CachedReader(model)
+    reader.read(ids[:, :-1])
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert torch.equal(
+        model.generate(ids, past_key_values=reader.cache, **settings),
+        model.generate(ids, **settings),
+    )
+
+
+def test_a_reader_not_made_to_forget_says_so(model: PreTrainedModel) -> None:
+    reader = CachedReader(model)
+    reader.read(text(1, 3))
+    with pytest.raises(ValueError, match="rewinds=False"):
+        reader.ask(text(1, 2))
+
+
+def test_a_question_needs_something_to_be_asked_about() -> None:
+    with pytest.raises(ValueError, match="read something"):
+        CachedReader(llama(), rewinds=True).ask(text(1, 2))
+
+
+def test_what_does_not_fit_the_context_is_refused_before_it_is_read() -> None:
+    reader = CachedReader(llama())
+    reader.read(text(1, 40))
+    with pytest.raises(ValueError, match=r"48 tokens .* come to 49"):
+        reader.read(text(1, 9))
+    assert reader.length == 40
+
+
+def test_no_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        CachedReader(llama()).read(torch.zeros(1, 0, dtype=torch.long))
+
+
+def test_models_that_can_not_be_read_in_pieces_are_refused() -> None:
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    )
+    with pytest.raises(ValueError, match="causal language model"):
+        CachedReader(t5)
+
+    class Forgetful(LlamaForCausalLM):
+        def forward(self, input_ids: torch.Tensor) -> None:
+            raise AssertionError("is not called")
+
+    with pytest.raises(ValueError, match="key-value cache"):
+        CachedReader(Forgetful(LlamaConfig(**SIZES)))
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        (torch.zeros(1, 0, dtype=torch.long), None, "at least one token"),
+        (torch.zeros(0, 4, dtype=torch.long), None, "at least one prompt"),
+        (text(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]), "padding alone"),
+        (text(2, 3), torch.tensor([[1, 1, 1], [1, 1, 0]]), "on the left"),
+        (text(2, 3), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1]]), "shape of input_ids"),
+        (text(1, 45), None, "48 tokens"),
+    ],
+)
+@pytest.mark.usefixtures("unhooked")
+def test_prompts_nothing_can_follow_are_refused(
+    ids: torch.Tensor, mask: torch.Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_prompt(llama(), ids, mask, new_tokens=4)
