@@ -87,6 +87,7 @@ def softmax_polynomial(
     moments: RowMoments,
     coefficients: Tensor,
     mask: Tensor | None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """p_i (a + b d_i + c d_i^2) with d_i = log p_i + H, the form of every gradient of the moments.
 
@@ -96,16 +97,19 @@ def softmax_polynomial(
         moments: what `row_moments` returned.
         coefficients: a, b, c of each row, (3, rows).
         mask: as given to `row_moments`; rows with False give 0.
+        out: where the result goes: contiguous, shape and dtype of `logits`, no memory in common.
 
     Returns:
         Contiguous, shape and dtype of `logits`.
     """
     rows = torch.stack((moments.maximum, moments.total, moments.mean, *coefficients))
+    if out is None:
+        out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if _compiled_for(logits):
         from szilard.kernels import tokens_cpu
 
-        return tokens_cpu.softmax_polynomial(logits, scale, rows, mask)
-    out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        tokens_cpu.softmax_polynomial(logits, scale, rows, mask, out)
+        return out
     flat = out.view(-1, logits.shape[-1])
     for begin, end, z in _row_blocks(logits):
         peak, total, mean, a, b, c = rows[:, begin:end, None].to(z.dtype)

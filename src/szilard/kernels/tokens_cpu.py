@@ -276,14 +276,14 @@ def row_moments(logits: Tensor, scale: float, mask: Tensor | None) -> tuple[Tens
     return torch.from_numpy(argmax), torch.from_numpy(out)
 
 
-def softmax_polynomial(logits: Tensor, scale: float, rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Evaluates p (a + b d + c d^2) for rows = (maximum, total, mean, a, b, c), as float32/bfloat16."""
+def softmax_polynomial(
+    logits: Tensor, scale: float, rows: Tensor, mask: Tensor | None, out: Tensor
+) -> None:
+    """Writes p (a + b d + c d^2) of rows = (maximum, total, mean, a, b, c), as float32/bfloat16."""
     flat, offsets, counts = _layout(logits, mask)
-    out = torch.empty(logits.shape, dtype=logits.dtype)
     target = _numbers(out.view(-1))
     values = rows.to(torch.float64).contiguous().numpy()
     _spread(_polynomials, logits, flat, offsets, counts, logits.shape[-1], scale, values, target)
-    return out
 
 
 def _layout(logits: Tensor, mask: Tensor | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
