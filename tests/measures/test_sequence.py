@@ -1,6 +1,7 @@
-"""Means along a sequence against loops that read as their definitions."""
+"""Means and entropies along a sequence against loops that read as their definitions."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from szilard.measures.sequence import masked_mean, running_mean, sliding_window_mean
+from szilard.measures.sequence import (
+    masked_mean,
+    running_mean,
+    sliding_window_mean,
+    sliding_window_token_entropy,
+)
 
 Align = Literal["causal", "centered"]
 
@@ -116,6 +122,38 @@ def test_low_precision_comes_out_as_float32_and_batches_may_be_empty() -> None:
     assert sliding_window_mean(torch.ones(0, 3), 2).shape == (0, 3)
 
 
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.sampled_from(["causal", "centered"]),
+)
+def test_token_entropy_is_that_of_the_counts_in_the_window(
+    tokens: list[int], window: int, align: Align
+) -> None:
+    got = sliding_window_token_entropy(torch.tensor(tokens), window, align=align, base=2.0)
+    ahead = 0 if align == "causal" else (window - 1) // 2
+    for t in range(len(tokens)):
+        inside = tokens[max(0, t + ahead - window + 1) : t + ahead + 1]
+        shares = [n / len(inside) for n in Counter(inside).values()]
+        exact = -math.fsum(p * math.log2(p) for p in shares)
+        assert got[t].item() == pytest.approx(exact, rel=1e-6, abs=1e-7)
+
+
+def test_token_entropy_does_not_depend_on_the_names_of_tokens() -> None:
+    tokens = torch.randint(0, 9, (2, 3, 40), generator=torch.Generator().manual_seed(0))
+    renamed = torch.randperm(9, generator=torch.Generator().manual_seed(1))[tokens]
+    got = sliding_window_token_entropy(tokens, 7)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, sliding_window_token_entropy(renamed, 7))
+    assert torch.equal(got[1, 2], sliding_window_token_entropy(tokens[1, 2], 7))
+
+
+def test_token_entropy_looks_past_what_does_not_count() -> None:
+    tokens = torch.tensor([1, -100, 1, 2, -100, -100, -100])
+    got = sliding_window_token_entropy(tokens, 3, tokens >= 0, base=2.0)
+    assert got.tolist() == [0, 0, 0, 1, 1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -124,6 +162,14 @@ def test_low_precision_comes_out_as_float32_and_batches_may_be_empty() -> None:
         (lambda v: sliding_window_mean(v, 2, align="left"), "align must be"),  # type: ignore[arg-type]
         (lambda v: masked_mean(v, torch.ones(3, dtype=torch.bool)), "mask must have"),
         (lambda v: running_mean(v[:, :0]), "values is empty"),
+        (lambda v: sliding_window_token_entropy(v.long(), 0), "window must be an integer"),
+        (lambda v: sliding_window_token_entropy(v.long(), 2, align=0), "align must be"),  # type: ignore[arg-type]
+        (lambda v: sliding_window_token_entropy(v.long(), 2, base=1.0), "base"),
+        (lambda v: sliding_window_token_entropy(v[:, :0].long(), 2), "tokens must hold"),
+        (
+            lambda v: sliding_window_token_entropy(v.long(), 2, torch.ones(3, dtype=torch.bool)),
+            "mask must have",
+        ),
     ],
 )
 @pytest.mark.usefixtures("unhooked")
@@ -138,3 +184,7 @@ def test_wrong_dtypes_are_named() -> None:
         masked_mean(torch.zeros(3, dtype=torch.long))
     with pytest.raises(TypeError, match="mask must be a boolean"):
         masked_mean(torch.zeros(3), torch.ones(3))
+    with pytest.raises(TypeError, match="tokens must have an integer dtype"):
+        sliding_window_token_entropy(torch.zeros(3), 2)
+    with pytest.raises(TypeError, match=r"tokens must be a torch\.Tensor"):
+        sliding_window_token_entropy([1, 2], 2)  # type: ignore[arg-type]

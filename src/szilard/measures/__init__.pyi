@@ -24,7 +24,12 @@ from .ordinal import (
     statistical_complexity,
 )
 from .repetition import ngram_diversity, rep_l, repetition, zipf_coefficient
-from .sequence import masked_mean, running_mean, sliding_window_mean
+from .sequence import (
+    masked_mean,
+    running_mean,
+    sliding_window_mean,
+    sliding_window_token_entropy,
+)
 from .spectral import (
     DiffusionSpectrum,
     DSMIResult,
@@ -60,6 +65,7 @@ __all__ = [
     "masked_mean",
     "sliding_window_mean",
     "running_mean",
+    "sliding_window_token_entropy",
     # attention
     "attention_entropy",
     "attention_entropy_from_qk",

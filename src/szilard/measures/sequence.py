@@ -1,14 +1,14 @@
-"""Averages of per-token values along a sequence, with masks: whole, windowed, prefix by prefix."""
+"""Along a sequence, with masks: averages of per-token values, and the entropy of its own tokens."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from szilard.measures._checks import check_floating, check_mask
+from szilard.measures._checks import check_floating, check_mask, log_base
 
 
 def masked_mean(
@@ -73,12 +73,8 @@ def sliding_window_mean(
     Source:
         Moving average by differences of cumulative sums, in float64.
     """
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"window must be an integer of at least 1, but is {window!r}")
-    if align not in {"causal", "centered"}:
-        raise ValueError(f'align must be "causal" or "centered", but is {align!r}')
+    ahead = _ahead(window, align)
     kept, counts = _kept(values, mask)
-    ahead = 0 if align == "causal" else (window - 1) // 2
     tokens = values.shape[-1]
     at = torch.arange(tokens, device=values.device) + ahead + 1
     stop, start = at.clamp(max=tokens), (at - window).clamp(min=0, max=tokens)
@@ -114,6 +110,70 @@ def running_mean(
     """
     kept, counts = _kept(values, mask)
     return _ratio(kept.cumsum(-1), counts.cumsum(-1), values.dtype)
+
+
+def sliding_window_token_entropy(
+    tokens: Integer[Tensor, "*batch tokens"],
+    window: int,
+    mask: Bool[Tensor, "*batch tokens"] | None = None,
+    *,
+    align: Literal["causal", "centered"] = "causal",
+    base: float | None = None,
+) -> Float[Tensor, "*batch tokens"]:
+    """Entropy of the tokens themselves, by how often each occurs in a window around each position.
+
+    0 where a text repeats one token, log(window) where no token of a window occurs twice. It is the
+    entropy of what was written, not of the distribution it was drawn from.
+
+    Args:
+        tokens: token ids, any integers.
+        window: how many positions a window spans, >= 1. It is cut at the ends of the sequence.
+        mask: True where a token counts; a window holds the counted ones of its positions, and one
+            that holds none gives 0.
+        align: "causal" ends the window at its position (t - window + 1 .. t); "centered" spans
+            t - window // 2 .. t + (window - 1) // 2, symmetric for odd windows.
+        base: base of the logarithms; None for nats, 2 for bits.
+
+    Returns:
+        The entropies, float32. Counts are kept as integers: they do not drift along the sequence.
+
+    Raises:
+        TypeError: tokens are not integers, mask not boolean.
+        ValueError: no tokens at all, shapes that differ, window < 1, an unknown align, or a base
+            out of range.
+
+    Examples:
+        >>> import torch
+        >>> tokens = torch.tensor([7, 7, 7, 8, 9, 7])
+        >>> sliding_window_token_entropy(tokens, 4, base=2.0)
+        tensor([0.0000, 0.0000, 0.0000, 0.8113, 1.5000, 1.5000])
+
+    Source:
+        Shannon (1948), section 6, of the empirical distribution in each window.
+    """
+    unit, ahead = log_base(base), _ahead(window, align)
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens must be a torch.Tensor, but is {type(tokens)}")
+    if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
+        raise TypeError(f"tokens must have an integer dtype, but has {tokens.dtype}")
+    if tokens.ndim == 0 or tokens.shape[-1] == 0:
+        raise ValueError(f"tokens must hold a token at least, but has shape {tuple(tokens.shape)}")
+    if mask is not None:
+        check_mask(mask, tokens.shape)
+        mask = mask.reshape(-1, mask.shape[-1])
+    from szilard.kernels.windows import window_entropies
+
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    return (window_entropies(rows, mask, window, ahead) * unit).float().view(tokens.shape)
+
+
+def _ahead(window: int, align: str) -> int:
+    """How many positions a window goes on after the one it stands for."""
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"window must be an integer of at least 1, but is {window!r}")
+    if align not in {"causal", "centered"}:
+        raise ValueError(f'align must be "causal" or "centered", but is {align!r}')
+    return 0 if align == "causal" else (window - 1) // 2
 
 
 def _kept(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
