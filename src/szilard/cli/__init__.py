@@ -1,4 +1,5 @@
-"""The command line: `szilard list`, `show`, `run`, `report`, `board`, `measure`, `doctor`.
+"""The command line: `szilard list`, `show`, `run`, `report`, `board`, `measure`,
+`generate`, `doctor`.
 
 Thin, and quick to start: a command imports what it needs when it is called.
 """
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from szilard import __version__
-from szilard.cli import browse, doctor, experiments, measure
+from szilard.cli import browse, doctor, experiments, generate, measure
 from szilard.cli.console import UserError, errors
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command("run")(experiments.run)
 app.command("report")(experiments.report)
 app.command("board")(experiments.board)
 app.command("measure")(measure.measure)
+app.command("generate")(generate.generate)
 app.command("doctor")(doctor.doctor)
 
 

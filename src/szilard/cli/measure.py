@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,8 @@ import typer
 from szilard.cli.console import UserError, errors, out
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from szilard.lab.reading import Reading
 
 # From white to a strong orange; text on them is black, so they read on any terminal.
@@ -146,21 +148,16 @@ def _print_coloured(reading: Reading, by: Quantity) -> None:
 
     from szilard.lab.templating import number
 
-    values = sorted(reading.surprisals if by is Quantity.SURPRISAL else reading.entropies)
-    # The ramp ends at the 98th percentile, so that one rare token doesn't bleach the rest.
-    top = max(values[int(0.98 * (len(values) - 1))] if values else 0.0, 1e-9)
     console = out()
-    ramp = _SIXTEEN_COLOR_RAMP if console.color_system == "standard" else _RAMP
+    style, top = heat(
+        console, reading.surprisals if by is Quantity.SURPRISAL else reading.entropies
+    )
     shown = Text()
     for token in reading.tokens:
         value = token.surprisal if by is Quantity.SURPRISAL else token.entropy
-        shown.append(token.text, style="" if value is None else _style(ramp, value / top))
+        shown.append(token.text, style="" if value is None else style(value / top))
     console.print(shown, highlight=False)
-    legend = Text(f"\n{by} 0 ")
-    for style in ramp:
-        legend.append(" ▪ ", style=style)
-    legend.append(f" {top:.1f} {reading.unit} or more")
-    console.print(legend, highlight=False)
+    print_legend(console, by, top, reading.unit)
     surprisals, entropies = reading.surprisals, reading.entropies
     if surprisals:
         console.print(
@@ -173,5 +170,27 @@ def _print_coloured(reading: Reading, by: Quantity) -> None:
     console.print(reading.context, style="dim", highlight=False)
 
 
-def _style(ramp: Sequence[str], share: float) -> str:
-    return ramp[min(len(ramp) - 1, int(max(0.0, share) * len(ramp)))]
+def heat(console: Console, values: Sequence[float]) -> tuple[Callable[[float], str], float]:
+    """The style of a share of the top value, and that value.
+
+    The ramp ends at the 98th percentile, so that one rare token doesn't bleach the rest.
+    """
+    ordered = sorted(values)
+    top = max(ordered[int(0.98 * (len(ordered) - 1))] if ordered else 0.0, 1e-9)
+    ramp = _ramp(console)
+    return lambda share: ramp[min(len(ramp) - 1, int(max(0.0, share) * len(ramp)))], top
+
+
+def print_legend(console: Console, name: str, top: float, unit: str) -> None:
+    """What the colours of `heat` stand for."""
+    from rich.text import Text
+
+    legend = Text(f"\n{name} 0 ")
+    for style in _ramp(console):
+        legend.append(" ▪ ", style=style)
+    legend.append(f" {top:.1f} {unit} or more")
+    console.print(legend, highlight=False)
+
+
+def _ramp(console: Console) -> Sequence[str]:
+    return _SIXTEEN_COLOR_RAMP if console.color_system == "standard" else _RAMP

@@ -1,0 +1,149 @@
+"""How `szilard generate` writes with each method: a function a method, from a request to a text."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from szilard.cli.console import UserError
+from szilard.decoding.reading import check_prompt
+from szilard.decoding.trace import EntropyRecorder, TokenTrace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be written, and by whom."""
+
+    prompt: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+    temperature: float | None
+    """None picks the likeliest token each time."""
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    streamer: BaseStreamer | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The prompt's ids and mask, checked."""
+        encoded = self.tokenizer(self.prompt, return_tensors="pt").to(self.model.device)
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        check_prompt(self.model, ids, mask, self.max_new_tokens)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """What every method hands to `generate`."""
+        pad = self.tokenizer.pad_token_id
+        arguments: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.temperature is not None,
+            "pad_token_id": self.tokenizer.eos_token_id if pad is None else pad,
+            "streamer": self.streamer,
+        }
+        if self.temperature is not None:
+            # The model's own top_k and top_p would hide what the method does.
+            arguments |= {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}
+        return arguments
+
+    def make(self, factory: Callable[..., Any], *fixed: Any) -> Any:
+        """The method's object, from `--set`.
+
+        Raises:
+            UserError: a setting the method does not have, or a value it refuses.
+        """
+        names = list(inspect.signature(factory).parameters)[len(fixed) :]
+        for name in self.settings:
+            if name not in names:
+                near = get_close_matches(name, names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(names)}"
+                raise UserError(f"--set {name}: the method has no such setting; {hint}")
+        return factory(*fixed, **self.settings)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The text, what happened at each of its tokens, and figures about the whole."""
+
+    trace: TokenTrace
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def plain(request: Request) -> Written:
+    """The model as it is."""
+    if request.settings:
+        raise UserError("--set: plain decoding has no settings")
+    return _with_processors(request)
+
+
+def typical_sampling(request: Request) -> Written:
+    """Locally typical sampling."""
+    from szilard.decoding import TypicalLogitsProcessor
+
+    if request.temperature is None:
+        raise UserError("--greedy: typical sampling draws at random; leave it out")
+    kept = _Kept()
+    written = _with_processors(request, request.make(TypicalLogitsProcessor), kept)
+    events = {"tokens kept": kept.counts}
+    mean = sum(kept.counts) / max(1, len(kept.counts))
+    trace = TokenTrace(written.trace.token_ids, written.trace.entropy, events)
+    return Written(trace, {"tokens kept on average": f"{mean:.1f}"})
+
+
+def _with_processors(request: Request, *processors: Any) -> Written:
+    """`generate` with the processors behind a recorder."""
+    recorder = EntropyRecorder()
+    inputs = request.inputs
+    torch.manual_seed(request.seed)
+    ids = request.model.generate(
+        **inputs, **request.generation, logits_processor=[recorder, *processors]
+    )
+    return Written(recorder.trace(ids[:, inputs["input_ids"].shape[-1] :]))
+
+
+class _Kept:
+    """Counts the tokens that a row of scores leaves to be drawn."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.counts.append(int(scores[0].isfinite().sum()))
+        return scores
+
+
+WRITERS: dict[str, Callable[[Request], Written]] = {
+    "plain": plain,
+    "typical-sampling": typical_sampling,
+}
+
+
+def parse_setting(assignment: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as JSON where it is some, else as text.
+
+    Raises:
+        UserError: no equals sign.
+
+    Examples:
+        >>> parse_setting("mass=0.2"), parse_setting("ties=minimal")
+        (('mass', 0.2), ('ties', 'minimal'))
+    """
+    key, sign, value = assignment.partition("=")
+    if not sign or not key:
+        raise UserError(f"--set {assignment}: must be KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value

@@ -1,0 +1,106 @@
+"""`szilard generate`: the same seed writes the same text, and an explanation tells of each token."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from szilard.cli import app
+from szilard.cli.console import UserError
+from szilard.cli.writers import WRITERS, parse_setting
+from szilard.zoo.language import character_tokenizer, tiny_language_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model of letters, as a folder."""
+    folder = tmp_path_factory.mktemp("letters")
+    tokenizer = character_tokenizer("abcdefgh ")
+    tiny_language_model(
+        vocab=tokenizer, layers=1, hidden=16, heads=2, positions=64
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def call(*arguments: str) -> Result:
+    result = CliRunner().invoke(app, ["generate", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_the_same_seed_writes_the_same_text(model: str) -> None:
+    written = [
+        call("abc", "--model", model, "-n", "12", "--seed", seed).stdout for seed in ("1", "1", "2")
+    ]
+    assert written[0] == written[1] != written[2]
+    assert written[0].startswith("abc")
+
+
+def test_greedy_text_does_not_depend_on_the_seed(model: str) -> None:
+    written = {
+        call("abc", "--model", model, "-n", "8", "--greedy", "--seed", seed).stdout
+        for seed in ("1", "2")
+    }
+    assert len(written) == 1
+
+
+def test_typical_sampling_takes_its_settings(model: str) -> None:
+    arguments = ("abc", "--model", model, "-n", "8", "--method", "typical-sampling", "--explain")
+    few = call(*arguments, "--set", "mass=0.05").stdout
+    assert "tokens kept on average 1.0" in few
+    assert "entropy 0" in few
+    with pytest.raises(UserError, match="did you mean 'mass'"):
+        call(*arguments, "--set", "mas=0.05")
+    with pytest.raises(UserError, match="mass must"):
+        call(*arguments, "--set", "mass=2")
+
+
+def test_a_page_holds_every_token_and_needs_no_network(model: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    call("abc", "--model", model, "-n", "9", "--method", "typical-sampling", "--html", str(page))
+    text = page.read_text()
+    assert "tokens kept" in text
+    said = re.search(r"<b>(\d+)</b> tokens", text)
+    held = re.search(r"const TOKENS = (.*);", text)
+    assert said is not None
+    assert held is not None
+    # The untrained model may end its text before the ninth token.
+    assert 1 <= int(said[1]) == len(json.loads(held[1])) <= 9
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((" ",), "prompt is empty"),
+        (("a", "--method", "typical-samplin"), "did you mean 'typical-sampling'"),
+        (("a", "--temperature", "0"), "must be positive"),
+        (("a", "--html", "/no/such/folder/x.html"), "no folder"),
+    ],
+)
+def test_bad_arguments_are_refused_before_a_model_is_loaded(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        call(*arguments, "--model", "no-such-model")
+
+
+def test_a_prompt_longer_than_the_context_is_refused(model: str) -> None:
+    with pytest.raises(UserError, match="64 tokens"):
+        call("abc" * 21, "--model", model, "-n", "8")
+
+
+def test_every_writer_is_a_method_of_the_catalogue_or_plain() -> None:
+    from szilard.catalog import METHODS
+
+    assert set(WRITERS) - {"plain"} <= {method.slug for method in METHODS}
+
+
+def test_a_setting_needs_an_equals_sign() -> None:
+    assert parse_setting("a=[1, 2]") == ("a", [1, 2])
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        parse_setting("mass")
