@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -57,6 +59,11 @@ def row_moments(logits: Tensor, scale: float, mask: Tensor | None) -> RowMoments
         from szilard.kernels import tokens_cpu
 
         argmax, columns = tokens_cpu.row_moments(logits, scale, mask)
+        return RowMoments(argmax, *columns)
+    if triton_for(logits):
+        from szilard.kernels import tokens_triton
+
+        argmax, columns = tokens_triton.row_moments(logits, scale, mask)
         return RowMoments(argmax, *columns)
     acc, rows = accumulator(logits.device), logits.shape[:-1].numel()
     argmax = torch.zeros(rows, dtype=torch.long, device=logits.device)
@@ -110,6 +117,11 @@ def softmax_polynomial(
 
         tokens_cpu.softmax_polynomial(logits, scale, rows, mask, out)
         return out
+    if triton_for(logits):
+        from szilard.kernels import tokens_triton
+
+        tokens_triton.softmax_polynomial(logits, scale, rows, mask, out)
+        return out
     flat = out.view(-1, logits.shape[-1])
     for begin, end, z in _row_blocks(logits):
         peak, total, mean, a, b, c = rows[:, begin:end, None].to(z.dtype)
@@ -154,6 +166,19 @@ def merge(left: RowMoments, right: RowMoments, scale: float, offset: int) -> Row
     variance = f1 * var1 + f2 * var2 + f1 * f2 * (mean1 - mean2).square()
     argmax = torch.where(left.maximum >= right.maximum, left.argmax, right.argmax + offset)
     return RowMoments(argmax, maximum, total, mean, variance)
+
+
+def triton_for(*operands: Tensor) -> bool:
+    """Whether Triton's kernels serve these: on a GPU, float64 apart, which they would round."""
+    halves_or_single = {torch.float32, torch.bfloat16, torch.float16}
+    return all(x.device.type == "cuda" and x.dtype in halves_or_single for x in operands) and (
+        _has_triton()
+    )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _compiled_for(logits: Tensor) -> bool:

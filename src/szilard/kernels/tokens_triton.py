@@ -1,0 +1,495 @@
+"""Triton kernels over rows of bfloat16, float16 or float32 logits: every byte read once.
+
+A row goes by in tiles whose elements are dealt to lanes, `_deal` to a lane: what a lane sums never
+leaves its thread, so that nothing is exchanged before the row's end. Within a tile a lane's moments
+are raw sums in float32 about its own maximum; there the maximum itself, at distance 0, has weight 1
+of at most 32, so that E[t^2] - E[t]^2 cannot lose more than five bits. Tiles are merged in the lane in
+float32, lanes and then parts of a row in float64 (Chan, Golub & LeVeque 1983). Entries that equal
+the maximum are counted, the others summed apart: beside a 1, the small rest that is all of a nearly
+certain row's entropy would have no digits.
+"""
+
+# A kernel's parameters are pointers, numbers and blocks of Triton's, which have no types to name.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+_FLOOR = tl.constexpr(-200.0)
+"""Lowest exponent of 2 in use: its power is 0 in float32, and 0 * -200 is 0 where 0 * -inf is NaN."""
+_INFINITY = tl.constexpr(float("inf"))
+_NO_TOKEN = tl.constexpr(0x7FFFFFFF)
+
+_PROGRAMS = 2048
+"""Programs that fill the largest cards several times over."""
+_MOST_PARTS = 1024
+_WARPS = 4
+_LANES = 32 * _WARPS
+_ALIGNMENT = tl.constexpr(16)
+"""Bytes that a thread loads at once."""
+_STAGES = 3
+_TILE = 4096
+
+
+@triton.jit
+def _deal(CHUNKS: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr):
+    """Places in a tile (chunks, lanes, wide): neighbours to a lane, lanes side by side."""
+    chunk = tl.arange(0, CHUNKS)[:, None, None]
+    lane = tl.arange(0, LANES)[None, :, None]
+    return (chunk * LANES + lane) * WIDE + tl.arange(0, WIDE)[None, None, :]
+
+
+@triton.jit
+def _head(row, WIDE: tl.constexpr):
+    """How many places after the last aligned address the row begins."""
+    return ((row.to(tl.int64, bitcast=True) // (_ALIGNMENT // WIDE)) % WIDE).to(tl.int32)
+
+
+@triton.jit
+def _tanh(y):
+    """Relative error near 5e-7: the series where 1 - 2 / (exp(2 |y|) + 1) would cancel."""
+    s = y * y
+    series = y * (
+        1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835 - s * (1382 / 155925)))))
+    )
+    size = tl.abs(y)
+    far = 1 - 2 / (tl.exp2(size * (2 * _LOG2_E)) + 1)
+    return tl.where(size < 0.25, series, tl.where(y < 0, -far, far))
+
+
+@triton.jit
+def _logits(
+    row, at, inside, bias, softcap,
+    CHECKED: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """Logits at these places in float32; -inf outside the row where that is checked."""
+    x = tl.load(row + at, mask=inside, other=0.0) if CHECKED else tl.load(row + at)
+    x = x.to(tl.float32)
+    if BIAS:
+        b = tl.load(bias + at, mask=inside, other=0.0) if CHECKED else tl.load(bias + at)
+        x += b.to(tl.float32)
+    if SOFTCAP:
+        # A minimum, for a product might be fused with the subtraction of the maximum: then the
+        # maximum's own distance would not be 0.
+        x = tl.minimum(softcap * _tanh(x / softcap), softcap, propagate_nan=tl.PropagateNan.ALL)
+    if CHECKED:
+        x = tl.where(inside, x, -_INFINITY)
+    return x
+
+
+@triton.jit
+def _fold(x, start, m, at, ones, rest, mean, var, rate):
+    """A tile's moments, lane by lane and in powers of 2, merged into those before it."""
+    peak = tl.max(tl.max(x, 2), 0)
+    reference = tl.where(peak == -_INFINITY, 0.0, peak)[None, :, None]
+    y = tl.maximum((x - reference) * rate, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    e = tl.exp2(y)
+    one = tl.where(x == reference, 1.0, 0.0)
+    tile_ones, tile_rest = tl.sum(tl.sum(one, 2), 0), tl.sum(tl.sum(e - one, 2), 0)
+    ey = e * y
+    s = tile_ones + tile_rest
+    inverse = 1 / tl.where(s == 0, 1.0, s)
+    tile_mean = tl.sum(tl.sum(ey, 2), 0) * inverse
+    tile_var = tl.maximum(tl.sum(tl.sum(ey * y, 2), 0) * inverse - tile_mean * tile_mean, 0.0)
+
+    higher = tl.maximum(m, peak)
+    reference = tl.where(higher == -_INFINITY, 0.0, higher)
+    d1 = tl.maximum((m - reference) * rate, _FLOOR)
+    d2 = tl.maximum((peak - reference) * rate, _FLOOR)
+    w1, w2 = (ones + rest) * tl.exp2(d1), s * tl.exp2(d2)
+    stays, joins = m == higher, peak == higher
+    at = tl.where(peak > m, start, at)
+    ones = tl.where(stays, ones, 0.0) + tl.where(joins, tile_ones, 0.0)
+    rest = tl.where(stays, rest, w1) + tl.where(joins, tile_rest, w2)
+    s = ones + rest
+    inverse = 1 / tl.where(s == 0, 1.0, s)
+    f1, f2 = w1 * inverse, w2 * inverse
+    d1 += mean
+    d2 += tile_mean
+    mean = f1 * d1 + f2 * d2
+    var = f1 * var + f2 * tile_var + f1 * f2 * (d1 - d2) * (d1 - d2)
+    return higher, at, ones, rest, mean, var
+
+
+@triton.jit
+def _merge(m, total, mean, var, scale):
+    """Maximum, total, mean and variance of all lanes together, in float64."""
+    peak = tl.max(m, 0)
+    drop = (m - tl.where(peak == -_INFINITY, 0.0, peak)) * scale
+    drop = tl.maximum(drop, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    weight = total * tl.exp2(drop.to(tl.float32) * _LOG2_E).to(tl.float64)
+    s = tl.sum(weight, 0)
+    share = weight / tl.where(s == 0, 1.0, s)
+    mean += drop
+    centre = tl.sum(share * mean, 0)
+    return peak, s, centre, tl.sum(share * (var + (mean - centre) * (mean - centre)), 0)
+
+
+@triton.jit
+def _store(argmax, fields, at, plane, token, m, total, mean, var):
+    tl.store(argmax + at, token)
+    tl.store(fields + at, m)
+    tl.store(fields + plane + at, total)
+    tl.store(fields + 2 * plane + at, mean)
+    tl.store(fields + 3 * plane + at, var)
+
+
+@triton.jit
+def _moments(
+    logits, counts, bias, targets, argmax, fields, chosen,
+    rows, plane, inner, outer_stride, inner_stride, vocab, first_token, tiles, scale, softcap,
+    MASK: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, TARGETS: tl.constexpr,
+    ALIGNED: tl.constexpr, STAGES: tl.constexpr,
+    CHUNKS: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """A part of a row: argmax[part, row] and (maximum, total, mean, variance) in fields[:, part, row]."""
+    TILE: tl.constexpr = CHUNKS * LANES * WIDE
+    scale, softcap = tl.cast(scale, tl.float32), tl.cast(softcap, tl.float32)
+    rate = scale * _LOG2_E
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    here = logits + (row // inner) * outer_stride + (row % inner) * inner_stride
+    # Tiles begin where a thread's load is aligned, `head` places before the row.
+    head = 0
+    if not ALIGNED:
+        head = _head(here, WIDE)
+        here = tl.multiple_of(here - head, _ALIGNMENT)
+    begin = part * tiles * TILE
+    end = tl.minimum(begin + tiles * TILE, head + vocab)
+    counted = True
+    if MASK:
+        counted = tl.load(counts + row) != 0
+        end = tl.where(counted, end, begin)
+    first = begin
+    if not ALIGNED:
+        first = tl.where((begin == 0) & (head > 0), TILE, begin)
+    last = tl.maximum(first, end // TILE * TILE)
+
+    tile = _deal(CHUNKS, LANES, WIDE)
+    m = tl.full((LANES,), -_INFINITY, tl.float32)
+    at = tl.zeros((LANES,), tl.int32)
+    ones = tl.zeros((LANES,), tl.float32)
+    rest = tl.zeros((LANES,), tl.float32)
+    mean = tl.zeros((LANES,), tl.float32)
+    var = tl.zeros((LANES,), tl.float32)
+    if not ALIGNED:
+        for start in range(begin, tl.minimum(first, end), TILE):
+            place = start + tile
+            inside = (place >= head) & (place < end)
+            x = _logits(here, place, inside, bias - head, softcap, True, BIAS, SOFTCAP)
+            m, at, ones, rest, mean, var = _fold(x, start, m, at, ones, rest, mean, var, rate)
+    for start in tl.range(first, last, TILE, num_stages=STAGES):
+        place = start + tile
+        x = _logits(here, place, place < end, bias - head, softcap, False, BIAS, SOFTCAP)
+        m, at, ones, rest, mean, var = _fold(x, start, m, at, ones, rest, mean, var, rate)
+    for start in range(last, end, TILE):
+        place = start + tile
+        x = _logits(here, place, place < end, bias - head, softcap, True, BIAS, SOFTCAP)
+        m, at, ones, rest, mean, var = _fold(x, start, m, at, ones, rest, mean, var, rate)
+
+    # The lanes that hold the maximum read again the tile where they met it.
+    peak = tl.max(m, 0)
+    place = at[None, :, None] + tile
+    inside = (place >= head) & (place < end) & (m == peak)[None, :, None]
+    x = _logits(here, place, inside, bias - head, softcap, True, BIAS, SOFTCAP)
+    top = tl.max(tl.max(tl.max(x, 2), 1), 0)
+    place = tl.where(inside & (x == top), place - head, _NO_TOKEN)
+    token = tl.min(tl.min(tl.min(place, 2), 1), 0)
+    token = tl.where(token == _NO_TOKEN, 0, token) + first_token
+
+    wide = scale.to(tl.float64)
+    total = ones.to(tl.float64) + rest.to(tl.float64)
+    mean64, var64 = mean.to(tl.float64) * _LN_2, var.to(tl.float64) * (_LN_2 * _LN_2)
+    top64, total64, mean_row, var_row = _merge(m.to(tl.float64), total, mean64, var64, wide)
+    if MASK:
+        # One certain outcome, in the first part.
+        neutral = (not counted) & (part == 0)
+        token = tl.where(counted, token, 0)
+        top64, total64 = tl.where(neutral, 0.0, top64), tl.where(neutral, 1.0, total64)
+    _store(argmax, fields, part * rows + row, plane, token, top64, total64, mean_row, var_row)
+    if TARGETS:
+        target = tl.load(targets + row) - first_token + head
+        if (target >= tl.maximum(begin, head)) & (target < end):
+            z = _logits(here, target, True, bias - head, softcap, False, BIAS, SOFTCAP)
+            tl.store(chosen + row, z.to(tl.float64))
+
+
+@triton.jit
+def _merge_parts(
+    argmax, fields, argmax_out, fields_out, rows, parts, plane_out, scale, LANES: tl.constexpr
+):
+    """Whole rows' argmax_out[row] and fields_out[:, row]."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, LANES)
+    inside = part < parts
+    at, plane = part * rows + row, parts * rows
+    m = tl.load(fields + at, mask=inside, other=-_INFINITY)
+    total = tl.load(fields + plane + at, mask=inside, other=0.0)
+    mean = tl.load(fields + 2 * plane + at, mask=inside, other=0.0)
+    var = tl.load(fields + 3 * plane + at, mask=inside, other=0.0)
+    token = tl.load(argmax + at, mask=inside, other=_NO_TOKEN)
+    peak, total, mean, var = _merge(m, total, mean, var, tl.cast(scale, tl.float32).to(tl.float64))
+    token = tl.min(tl.where(m == peak, token, _NO_TOKEN), 0)
+    token = tl.where(token == _NO_TOKEN, 0, token)
+    _store(argmax_out, fields_out, row, plane_out, token, peak, total, mean, var)
+
+
+@triton.jit
+def _polynomial_tile(
+    here, target, place, inside, counted, rows, row, token, scale, softcap,
+    bias, index, at_index, coefficients,
+    CHECKED: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
+):  # fmt: skip
+    of_row = coefficients + row
+    peak = tl.load(of_row).to(tl.float32)
+    inverse = 1 / tl.load(of_row + rows).to(tl.float32)
+    mean = tl.load(of_row + 2 * rows).to(tl.float32)
+    a = tl.load(of_row + 3 * rows).to(tl.float32) * inverse
+    b = tl.load(of_row + 4 * rows).to(tl.float32) * inverse
+    c = tl.load(of_row + 5 * rows).to(tl.float32) * inverse
+    x = _logits(here, place, inside & counted, bias, softcap, CHECKED, BIAS, SOFTCAP)
+    y = (x - peak) * (scale * _LOG2_E)
+    y = tl.maximum(y, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    d = y * _LN_2 - mean
+    value = tl.exp2(y) * (a + d * (b + d * c))
+    for i in tl.static_range(INDICES):
+        entry = tl.load(at_index + i * rows + row).to(tl.float32)
+        value = tl.where(place + token == tl.load(index + i * rows + row), entry, value)
+    if SOFTCAP:
+        slope = x / softcap
+        value *= 1 - slope * slope
+    if CHECKED:
+        tl.store(target + place, tl.where(inside & counted, value, 0.0), mask=inside)
+    else:
+        tl.store(target + place, value)
+
+
+@triton.jit
+def _polynomials(
+    logits, counts, bias, index, at_index, coefficients, out,
+    rows, inner, outer_stride, inner_stride, out_stride, vocab, first_token, tiles, scale, softcap,
+    MASK: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
+    ALIGNED: tl.constexpr, OUT_ALIGNED: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """A tile of p (a + b d + c d^2), times the slope of the soft cap where there is one.
+
+    `coefficients` holds maximum, total, mean, a, b, c of each row. at_index[i, row] takes the
+    place of the polynomial at the token index[i, row].
+    """
+    scale, softcap = tl.cast(scale, tl.float32), tl.cast(softcap, tl.float32)
+    program = tl.program_id(0)
+    row, start = (program // tiles).to(tl.int64), (program % tiles) * TILE
+    here = logits + (row // inner) * outer_stride + (row % inner) * inner_stride
+    target = out + row * out_stride
+    head = 0
+    if not ALIGNED:
+        head = _head(here, WIDE)
+        here = tl.multiple_of(here - head, _ALIGNMENT)
+        target -= head
+        if OUT_ALIGNED:
+            target = tl.multiple_of(target, _ALIGNMENT)
+    place, end = start + tl.arange(0, TILE), head + vocab
+    inside = (place >= head) & (place < end)
+    counted = True
+    if MASK:
+        counted = tl.load(counts + row) != 0
+    if counted & (start >= head) & (start + TILE <= end):
+        _polynomial_tile(
+            here, target, place, inside, counted, rows, row, first_token - head, scale, softcap,
+            bias - head, index, at_index, coefficients, False, BIAS, SOFTCAP, INDICES,
+        )  # fmt: skip
+    else:
+        _polynomial_tile(
+            here, target, place, inside, counted, rows, row, first_token - head, scale, softcap,
+            bias - head, index, at_index, coefficients, True, BIAS, SOFTCAP, INDICES,
+        )  # fmt: skip
+
+
+def row_moments(logits: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Argmax (rows) and maximum, total, mean and variance (4, rows) of half or float32 logits."""
+    rows, vocab = logits.shape[:-1].numel(), logits.shape[-1]
+    argmax, fields = buffers(1, rows, logits.device)
+    for begin, end, x in _planes(logits.detach()):
+        parts = parts_of(end - begin, vocab, x.element_size())
+        found = buffers(parts, end - begin, x.device)
+        part_moments(x, scale, *found, mask=None if mask is None else mask[begin:end])
+        merge_parts(*found, scale, argmax[0, begin:end], fields[:, 0, begin:end])
+    return argmax[0], fields[:, 0]
+
+
+def softmax_polynomial(
+    logits: Tensor, scale: float, rows: Tensor, mask: Tensor | None, out: Tensor
+) -> None:
+    """Writes p (a + b d + c d^2) for rows = (maximum, total, mean, a, b, c).
+
+    `out` is contiguous and has the logits' shape; it may be the logits themselves.
+    """
+    flat = out.view(rows.shape[1], logits.shape[-1])
+    for begin, end, x in _planes(logits.detach()):
+        counts = None if mask is None else mask[begin:end]
+        polynomial(x, scale, rows[:, begin:end], flat[begin:end], mask=counts)
+
+
+def buffers(parts: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Room for the argmax (parts, rows) and the moments (4, parts, rows) of parts of rows."""
+    argmax = torch.empty(parts, rows, dtype=torch.long, device=device)
+    return argmax, torch.empty(4, parts, rows, dtype=torch.float64, device=device)
+
+
+def parts_of(rows: int, vocab: int, itemsize: int) -> int:
+    """Into how many parts each row is cut, so that few rows still keep the whole card busy."""
+    tiles = triton.cdiv(vocab, _chunks(rows) * _LANES * (_ALIGNMENT.value // itemsize))
+    return max(1, min(triton.cdiv(_PROGRAMS, max(1, rows)), tiles, _MOST_PARTS))
+
+
+def part_moments(
+    logits: Tensor,
+    scale: float,
+    argmax: Tensor,
+    fields: Tensor,
+    *,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    targets: Tensor | None = None,
+    chosen: Tensor | None = None,
+    first_token: int = 0,
+) -> None:
+    """Moments of consecutive parts of the rows, as many as `argmax` has room for.
+
+    Args:
+        logits: (outer, inner, vocab), tokens side by side in memory.
+        scale: factor on the logits (inverse temperature).
+        argmax: receives the token ids, (parts, outer * inner).
+        fields: receives maximum, total, mean and variance, (4, parts, outer * inner).
+        mask: which rows count; the others are one certain outcome.
+        bias: added to the logits, (vocab,).
+        softcap: c of c tanh(logits / c), after the bias.
+        targets: token ids; where the logits hold them, `chosen` receives their logit.
+        chosen: (outer * inner), float64.
+        first_token: id of the first of these tokens.
+    """
+    (outer, inner, vocab), (parts, rows) = logits.shape, argmax.shape
+    wide, chunks = _ALIGNMENT.value // logits.element_size(), _chunks(outer * inner)
+    aligned = _aligned(logits, logits.stride()[:2])
+    # Rows that begin `head` < `wide` places late may reach into one tile more.
+    length = vocab if aligned else vocab + wide - 1
+    if rows:
+        with torch.cuda.device_of(logits):
+            _moments[(rows, parts)](
+                logits, _given(mask, logits), _given(bias, logits), _given(targets, logits),
+                argmax, fields, _given(chosen, logits), rows, fields.stride(0), inner,
+                logits.stride(0), logits.stride(1), vocab, first_token,
+                triton.cdiv(triton.cdiv(length, chunks * _LANES * wide), parts),
+                scale, 1.0 if softcap is None else softcap,
+                MASK=mask is not None, BIAS=bias is not None, SOFTCAP=softcap is not None,
+                TARGETS=targets is not None, ALIGNED=aligned, STAGES=_STAGES,
+                CHUNKS=chunks, LANES=_LANES, WIDE=wide, num_warps=_WARPS,
+            )  # fmt: skip
+
+
+def merge_parts(
+    argmax: Tensor, fields: Tensor, scale: float, argmax_out: Tensor, fields_out: Tensor
+) -> None:
+    """Moments of whole rows, (rows) and (4, rows), from those of their parts."""
+    parts, rows = argmax.shape
+    if rows:
+        with torch.cuda.device_of(argmax):
+            _merge_parts[(rows,)](
+                argmax, fields, argmax_out, fields_out, rows, parts, fields_out.stride(0), scale,
+                LANES=triton.next_power_of_2(parts), num_warps=1,
+            )  # fmt: skip
+
+
+def polynomial(
+    logits: Tensor,
+    scale: float,
+    coefficients: Tensor,
+    out: Tensor,
+    *,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    index: Tensor | None = None,
+    at_index: Tensor | None = None,
+    first_token: int = 0,
+) -> None:
+    """Gradient of logits (outer, inner, vocab) from p (a + b d + c d^2), into rows of `out`.
+
+    Args:
+        logits: as for `part_moments`, and so are scale, mask, bias, softcap and first_token.
+        scale: factor on the logits.
+        coefficients: maximum, total, mean, a, b, c of each row, (6, rows).
+        out: (rows, vocab), tokens side by side; may be the logits' own memory.
+        mask: rows with False give 0.
+        bias: added to the logits.
+        softcap: the result is then the gradient to the logits before the cap.
+        index: token ids whose gradient is not the polynomial's, (n, rows).
+        at_index: their gradients, before the cap, (n, rows).
+        first_token: id of the first of these tokens.
+    """
+    outer, inner, vocab = logits.shape
+    rows, wide = outer * inner, _ALIGNMENT.value // logits.element_size()
+    aligned = _aligned(logits, logits.stride()[:2])
+    # The heads of rows of `out` follow those of the logits where both begin and go on alike.
+    alike = logits.element_size() == out.element_size() and (
+        (logits.data_ptr() - out.data_ptr()) % _ALIGNMENT.value == 0
+        and (logits.stride(1) - out.stride(0)) % wide == 0
+        and (outer == 1 or (logits.stride(0) - inner * out.stride(0)) % wide == 0)
+    )
+    tiles = triton.cdiv(vocab if aligned else vocab + wide - 1, _TILE)
+    if rows:
+        with torch.cuda.device_of(logits):
+            _polynomials[(rows * tiles,)](
+                logits, _given(mask, logits), _given(bias, logits), _given(index, logits),
+                _given(at_index, logits), coefficients.contiguous(), out, rows, inner,
+                logits.stride(0), logits.stride(1), out.stride(0), vocab, first_token, tiles,
+                scale, 1.0 if softcap is None else softcap,
+                MASK=mask is not None, BIAS=bias is not None, SOFTCAP=softcap is not None,
+                INDICES=0 if index is None else len(index), ALIGNED=aligned, OUT_ALIGNED=alike,
+                TILE=_TILE, WIDE=wide, num_warps=_WARPS,
+            )  # fmt: skip
+
+
+def _given(x: Tensor | None, stand_in: Tensor) -> Tensor:
+    """A kernel's pointer must be one, also where it is not used."""
+    return stand_in if x is None else x
+
+
+def _chunks(rows: int) -> int:
+    """Pieces of a tile that a lane holds: fewer where a row must be shared out to many programs."""
+    return 1 if rows < _PROGRAMS // 16 else 4
+
+
+def _aligned(x: Tensor, strides: tuple[int, ...]) -> bool:
+    width = x.element_size()
+    return all(
+        place % _ALIGNMENT.value == 0 for place in (x.data_ptr(), *(s * width for s in strides))
+    )
+
+
+def _planes(logits: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """(begin, end, rows begin..end as (outer, inner, vocab)), without copying strided batches."""
+    x = logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()
+    begin = 0
+    for piece in _three_axes(x):
+        end = begin + piece.shape[:-1].numel()
+        yield begin, end, piece
+        begin = end
+
+
+def _three_axes(x: Tensor) -> Iterator[Tensor]:
+    if x.is_contiguous():
+        yield x.view(1, -1, x.shape[-1]) if x.numel() else x.new_empty(1, 0, x.shape[-1])
+    elif x.ndim <= 3:
+        yield x[(None,) * (3 - x.ndim)]
+    else:
+        for part in x:
+            yield from _three_axes(part)
