@@ -82,6 +82,7 @@ def test_list_imports_nothing_heavy() -> None:
         (("run", "coin", "--preset", "quik"), "did you mean 'quick'"),
         (("run", "coin", "--set", "flip=1"), "did you mean 'flips'"),
         (("run", "coin", "--set", "flips=x"), "of type int"),
+        (("run", "coin", "--allow-code-execution"), "coin runs no generated code"),
         (("report", "coin"), "holds no run of coin"),
         (("measure", " "), "no text"),
         (("measure", "x", "--base", "1"), "must be positive and not 1"),

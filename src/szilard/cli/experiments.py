@@ -45,6 +45,13 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 where a claim fails.")
     ] = False,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="Run programs a model wrote, in the sandbox, to grade them.",
+        ),
+    ] = False,
 ) -> None:
     """Test a paper's claims: run the method against its baselines and report."""
     method = _ready(slug)
@@ -57,7 +64,12 @@ def run(
 
     try:
         experiment = load_experiment(method.experiment)
-        config = configure(experiment, preset, assignments or (), seeds)
+        settings = list(assignments or ())
+        if allow_code_execution:
+            if "allow_code_execution" not in experiment.Config.model_fields:
+                raise UserError(f"--allow-code-execution: {slug} runs no generated code")
+            settings.append("allow_code_execution=true")
+        config = configure(experiment, preset, settings, seeds)
         with Display() as display:
             outcome = run_experiment(
                 method,
