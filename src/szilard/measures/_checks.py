@@ -110,8 +110,8 @@ def check_probabilities(
     Args:
         p: probabilities, the last `axes` axes are the distribution.
         name: the argument's name in the error.
-        atol: how far a sum may be from 1. The resolution of the dtype counts where it is coarser
-            (bfloat16 probabilities cannot sum to 1 within 1e-6).
+        atol: how far a sum may be from 1. What the dtype and a softmax in it can do counts where
+            it is coarser (bfloat16 probabilities cannot sum to 1 within 1e-6).
         axes: how many trailing axes one distribution spans (2 for a joint distribution).
 
     Raises:
@@ -124,10 +124,9 @@ def check_probabilities(
     # The negation catches NaN too.
     if not bool((p >= 0).all()):
         raise ValueError(f"{name} must be non-negative and not NaN, but its minimum is {p.min()}")
-    dtype = torch.promote_types(p.dtype, torch.float32)
-    off = (p.flatten(-axes).sum(-1, dtype=dtype) - 1).abs()
-    # Rounding p to its dtype moves the sum by at most half an eps.
-    if bool((off > max(atol, torch.finfo(p.dtype).eps)).any()):
+    p = p.flatten(-axes)
+    off = (p.sum(-1, dtype=torch.promote_types(p.dtype, torch.float32)) - 1).abs()
+    if bool((off > max(atol, _resolution(p, 1))).any()):
         raise ValueError(f"{name} must sum to 1, but a sum is off by {off.max().item():.3g}")
 
 
@@ -142,7 +141,8 @@ def check_log_probabilities(
     Args:
         log_p: natural logarithms of probabilities, `-inf` for probability zero.
         name: the argument's name in the error.
-        atol: how far a logsumexp may be from 0; the resolution of the dtype counts where coarser.
+        atol: how far a logsumexp may be from 0. What the dtype and a log-softmax in it can do counts
+            where it is coarser.
         axes: how many trailing axes one distribution spans (2 for a joint distribution).
 
     Raises:
@@ -153,15 +153,23 @@ def check_log_probabilities(
     _check_axes(log_p, name, axes)
     log_p = as_tensor(log_p).detach().flatten(-axes)
     check_logits(log_p, name)
-    dtype = torch.promote_types(log_p.dtype, torch.float32)
-    off = log_p.to(dtype).logsumexp(-1).abs()
+    off = log_p.to(torch.promote_types(log_p.dtype, torch.float32)).logsumexp(-1).abs()
     # Rounding each log p by eps |log p| moves the sum by eps times the entropy, at most ln n.
-    resolution = torch.finfo(log_p.dtype).eps * (1 + math.log(log_p.shape[-1]))
-    if bool((off > max(atol, resolution)).any()):
+    if bool((off > max(atol, _resolution(log_p, 1 + math.log(log_p.shape[-1])))).any()):
         raise ValueError(
             f"{name} must be normalised (logsumexp 0; see torch.log_softmax), "
             f"but a logsumexp is off by {off.max().item():.3g}"
         )
+
+
+def _resolution(x: Tensor, roundings: float) -> float:
+    """How far from 1 the sum of a normalised last axis can be: by so many roundings of x to its
+    dtype, by its smallest step in each entry (6e-8 in float16), and by a softmax that adds the axis
+    up in float32 or better, in no more than eight lanes.
+    """
+    kind, wide = torch.finfo(x.dtype), torch.finfo(torch.promote_types(x.dtype, torch.float32))
+    step = kind.smallest_normal * kind.eps
+    return kind.eps * roundings + x.shape[-1] * (step / 2 + wide.eps / 16)
 
 
 def check_mask(
