@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from szilard.measures import tokens
+from szilard.kernels import linear
 from szilard.measures.tokens import TokenStatistics, linear_token_statistics, token_statistics
 
 FIELDS = ("logprob", "entropy", "varentropy", "max_prob", "top_k_mass", "top_k_entropy")
@@ -297,6 +297,7 @@ def test_nan_and_plus_infinity_are_refused(bad: float, dtype: torch.dtype) -> No
         (lambda z: token_statistics(z, mask=torch.ones(3, dtype=torch.bool)), "mask must have"),
         (lambda z: token_statistics(z[:, :0]), "last axis of logits is empty"),
         (lambda z: linear_token_statistics(z, torch.zeros(9, 3)), "hidden must end in"),
+        (lambda z: linear_token_statistics(z, torch.zeros(0, 4)), "weight must have a row"),
         (lambda z: linear_token_statistics(z, torch.zeros(9, 4), softcap=0.0), "softcap"),
         (
             lambda z: linear_token_statistics(z, torch.zeros(9, 4), bias=torch.zeros(8)),
@@ -323,8 +324,8 @@ def test_wrong_dtypes_are_named() -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_LINEAR_BLOCK_ELEMENTS", 60)
-    monkeypatch.setattr(tokens, "_LINEAR_BLOCK_TOKENS", 4)
+    monkeypatch.setattr(linear, "_BLOCK_ELEMENTS", 60)
+    monkeypatch.setattr(linear, "_BLOCK_TOKENS", 4)
 
 
 def materialised(
@@ -450,7 +451,7 @@ class LargestTensor(TorchDispatchMode):
 def test_linear_memory_does_not_grow_with_the_vocabulary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tokens, "_LINEAR_BLOCK_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(linear, "_BLOCK_ELEMENTS", 1 << 12)
     largest = []
     for vocab in (1_000, 4_000):
         hidden = randn(40, 8, dtype=torch.float32).requires_grad_()

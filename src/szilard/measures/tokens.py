@@ -12,13 +12,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from szilard.kernels import linear
 from szilard.kernels import tokens as kernels
 from szilard.kernels.tokens import RowMoments
 from szilard.measures._checks import check_floating, check_mask, log_base
-
-_LINEAR_BLOCK_ELEMENTS = 1 << 21
-"""Logits that `linear_token_statistics` holds at once (8 MiB in float32)."""
-_LINEAR_BLOCK_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +158,8 @@ def linear_token_statistics(
         if x is not None:
             check_floating(x, name)
     vocab, width = weight.shape
+    if vocab == 0:
+        raise ValueError("weight must have a row for each token of the vocabulary, but has none")
     if hidden.shape[-1] != width:
         raise ValueError(
             f"hidden must end in weight's width {width}, but has {tuple(hidden.shape)}"
@@ -253,87 +252,33 @@ class _LinearSoftmaxStatistics(Function):
         softcap: float | None,
         scale: float,
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        dtype = _result_dtype(torch.promote_types(hidden.dtype, weight.dtype))
-        acc = kernels.accumulator(hidden.device)
-        fields = [torch.zeros(len(hidden), dtype=acc, device=hidden.device) for _ in range(5)]
-        fields[0] = fields[0].long()
-        moments = RowMoments(*fields)
-        moments.maximum.fill_(-torch.inf)
-        chosen = torch.zeros_like(moments.maximum)
-        for tokens in _blocks(len(hidden), _LINEAR_BLOCK_TOKENS):
-            h = hidden[tokens].to(dtype)
-            for words in _blocks(len(weight), _LINEAR_BLOCK_ELEMENTS // max(1, len(h))):
-                z = _logit_block(h, weight[words].to(dtype), bias, words, softcap)
-                merged = kernels.merge(
-                    RowMoments(*(x[tokens] for x in _tensors(moments))),
-                    kernels.row_moments(z, scale, None),
-                    scale,
-                    words.start,
-                )
-                for x, new in zip(_tensors(moments), _tensors(merged), strict=True):
-                    x[tokens] = new
-                if targets is not None:
-                    here, at = _inside(targets[tokens], words)
-                    found = z.gather(-1, at[:, None])[:, 0].to(acc)
-                    chosen[tokens] = torch.where(here, found, chosen[tokens])
+        head = linear.Head(hidden, weight, bias, softcap, scale)
+        moments, chosen = linear.moments(head, targets)
         _check_total(moments.total, "hidden @ weight.T + bias (the logits)")
-        columns = [] if targets is None else [chosen]
+        columns = [] if targets is None else [chosen.to(moments.maximum.dtype)]
         log_p = _log_p(torch.stack([*columns, moments.maximum], -1), moments, scale)
-        ctx.save_for_backward(hidden, weight, bias, targets, *_tensors(moments))
-        ctx.softcap, ctx.scale, ctx.dtype = softcap, scale, dtype
-        return _outputs(log_p, moments, targets is not None, dtype)
+        ctx.save_for_backward(hidden, weight, bias, targets, *_tensors(moments), log_p)
+        ctx.softcap, ctx.scale = softcap, scale
+        return _outputs(log_p, moments, targets is not None, head.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, *fields = ctx.saved_tensors
-        moments, scale, dtype, softcap = RowMoments(*fields), ctx.scale, ctx.dtype, ctx.softcap
-        top = moments.argmax[:, None]
-        g_index, coefficients = _row_coefficients(grads, targets, top, moments, combine=False)
+        hidden, weight, bias, targets, *fields, log_p = ctx.saved_tensors
+        head = linear.Head(hidden, weight, bias, ctx.softcap, ctx.scale)
+        moments, top = RowMoments(*fields), fields[0][:, None]
+        g_index, coefficients = _row_coefficients(grads, targets, top, moments)
+        coefficients *= head.scale
+        # As in `_SoftmaxStatistics`: what is left of 1 - p near p = 1 needs float64.
+        entries = g_index * head.scale + _polynomial(log_p, moments, coefficients)
         index = top if targets is None else torch.cat((targets[:, None], top), -1)
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        # Vocabulary outside, so that a block of the weight's gradient is summed in full precision
-        # and then stored once in the weight's own dtype.
-        grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        grad_weight = torch.empty_like(weight) if need_weight else None
-        grad_bias = torch.empty_like(bias) if need_bias else None
-        tall = max(1, min(len(hidden), _LINEAR_BLOCK_TOKENS))
-        for words in _blocks(len(weight), _LINEAR_BLOCK_ELEMENTS // tall):
-            w = weight[words].to(dtype)
-            gw, gb = torch.zeros_like(w), torch.zeros(len(w), dtype=dtype, device=w.device)
-            for tokens in _blocks(len(hidden), _LINEAR_BLOCK_TOKENS):
-                h = hidden[tokens].to(dtype)
-                z = _logit_block(h, w, bias, words, softcap)
-                g = kernels.softmax_polynomial(
-                    z,
-                    scale,
-                    RowMoments(*(x[tokens] for x in _tensors(moments))),
-                    coefficients[:, tokens],
-                    None,
-                )
-                here, at = _inside(index[tokens], words)
-                g.scatter_add_(-1, at, torch.where(here, g_index[tokens], 0).to(dtype))
-                if softcap is not None:
-                    g.mul_(z.div_(softcap).square_().neg_().add_(1))
-                g.mul_(scale)
-                if need_hidden:
-                    grad_hidden[tokens].addmm_(g, w)
-                if need_weight:
-                    gw.addmm_(g.T, h)
-                gb += g.sum(0)
-            if grad_weight is not None:
-                grad_weight[words] = gw.to(weight.dtype)
-            if grad_bias is not None:
-                grad_bias[words] = gb.to(grad_bias.dtype)
-        result = grad_hidden.to(hidden.dtype) if need_hidden else None
-        return result, grad_weight, grad_bias, None, None, None
-
-
-def _logit_block(
-    h: Tensor, w: Tensor, bias: Tensor | None, words: slice, softcap: float | None
-) -> Tensor:
-    z = h @ w.T if bias is None else torch.addmm(bias[words].to(h.dtype), h, w.T)
-    return z if softcap is None else z.div_(softcap).tanh_().mul_(softcap)
+        needed = ctx.needs_input_grad[:3]
+        return (
+            *linear.gradients(head, moments, coefficients, index, entries, needed),
+            None,
+            None,
+            None,
+        )
 
 
 def _row_coefficients(
@@ -341,12 +286,10 @@ def _row_coefficients(
     targets: Tensor | None,
     top: Tensor,
     moments: RowMoments,
-    combine: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to the indexed log-probabilities, and a, b, c of p (a + b d + c d^2), (3, rows).
 
-    The top tokens are distinct, but the target may be one of them: with `combine` both columns then
-    carry the sum.
+    The top tokens are distinct, but the target may be one of them: both columns then carry the sum.
     """
     zero = torch.zeros_like(moments.mean)
     g_target, g_top, g_entropy, g_varentropy = (
@@ -359,7 +302,7 @@ def _row_coefficients(
     else:
         a = a - g_target
         g_target = g_target[:, None]
-        same = (top == targets[:, None]) if combine else torch.zeros_like(top)
+        same = top == targets[:, None]
         g_index = torch.cat(
             (g_target + (g_top * same).sum(-1, keepdim=True), g_top + g_target * same), -1
         )
@@ -418,16 +361,6 @@ def _entropy_of_log_probabilities(log_p: Tensor) -> Tensor:
 
 def _tensors(moments: RowMoments) -> tuple[Tensor, ...]:
     return moments.argmax, moments.maximum, moments.total, moments.mean, moments.variance
-
-
-def _blocks(size: int, step: int) -> list[slice]:
-    return [slice(i, min(i + step, size)) for i in range(0, size, max(1, step))]
-
-
-def _inside(index: Tensor, words: slice) -> tuple[Tensor, Tensor]:
-    """Which token ids lie in the block of vocabulary, and their place there (0 for the others)."""
-    here = (index >= words.start) & (index < words.stop)
-    return here, torch.where(here, index - words.start, 0)
 
 
 def _result_dtype(dtype: torch.dtype) -> torch.dtype:
