@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from scipy.special import digamma
 from sklearn.feature_selection._mutual_info import _compute_mi_cc
@@ -341,13 +342,50 @@ def test_information_between_vectors_of_different_dimension(variant: int) -> Non
     assert bits * math.log(2) == pytest.approx(value, rel=1e-14)
 
 
-def test_single_precision_points_and_several_workers_change_nothing() -> None:
-    x, y = normal_pair(np.random.default_rng(11), 300, 0.7)
-    x, y = x.astype(np.float32), y.astype(np.float32)
-    wide = ksg_mutual_information(x.astype(np.float64), y.astype(np.float64))
-    assert ksg_mutual_information(x, y) == wide
-    assert ksg_mutual_information(x, y, workers=2) == wide
-    assert kozachenko_leonenko(x, workers=2) == kozachenko_leonenko(x)
+@pytest.mark.parametrize("variant", [1, 2])
+def test_single_precision_layout_and_the_number_of_workers_change_nothing(variant: int) -> None:
+    x, y = normal_pair(np.random.default_rng(11), 3000, 0.7)
+    x, y = x.astype(np.float32), np.column_stack([y, x * y]).astype(np.float32)
+    wide = ksg_mutual_information(x.astype(np.float64), y.astype(np.float64), variant=variant)
+    for left, right in ((x, y), (np.repeat(x, 2)[::2], np.asfortranarray(y))):
+        for workers in (None, 1, 2, 7, -1):
+            value = ksg_mutual_information(left, right, variant=variant, workers=workers)
+            assert value == wide
+    for points in (x, y, np.asfortranarray(y), y[::-1][::-1]):
+        one = kozachenko_leonenko(points, workers=1)
+        assert [kozachenko_leonenko(points, workers=n) for n in (None, 2, 7, -1)] == [one] * 4
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_estimates_are_those_of_a_plain_tree_search(d: int, variant: int) -> None:
+    rng = np.random.default_rng(16)
+    x = rng.normal(size=(6000, d))
+    y = x[:, :1] + rng.normal(size=(6000, d))
+    k, n, joint = 4, len(x), np.hstack((x, y))
+    distance, index = cKDTree(joint).query(joint, k + 1, p=math.inf)
+    radius, near = distance[:, -1], index[:, 1:]
+    psi = 0.0
+    for z in (x, y):
+        side = np.nextafter(radius, 0)
+        if variant == 2:
+            side = np.abs(z[near] - z[:, None]).max((1, 2))
+        counts = cKDTree(z).query_ball_point(z, side, p=math.inf, return_length=True)
+        psi += digamma(counts - (variant == 2)).mean()
+    expected = digamma(k) - (variant == 2) / k + digamma(n) - psi
+    assert ksg_mutual_information(x, y, k, variant) == pytest.approx(expected, abs=1e-12)
+    entropy_ = digamma(n) - digamma(k) + 2 * d * (math.log(2) + np.log(radius).mean())
+    assert kozachenko_leonenko(joint, k, "chebyshev") == pytest.approx(entropy_, abs=1e-12)
+
+
+def test_all_other_points_may_be_the_neighbours() -> None:
+    rng = np.random.default_rng(17)
+    x, y = rng.normal(size=(40, 2)), rng.normal(size=40)
+    value = ksg_mutual_information(x, y, 39)
+    assert value == pytest.approx(brute_force_ksg(x, y[:, None], 39, 1), abs=1e-12)
+    farthest = cdist(x, x).max(1)
+    expected = digamma(40) - digamma(39) + math.log(math.pi) + 2 * np.log(farthest).mean()
+    assert kozachenko_leonenko(x, 39) == pytest.approx(expected, abs=1e-12)
 
 
 # Ties
@@ -428,3 +466,8 @@ def test_parameters_outside_their_range_are_refused() -> None:
         kozachenko_leonenko(x, dither=-1.0)
     with pytest.raises(ValueError, match="base must be"):
         kozachenko_leonenko(x, base=0)
+    for workers in (0, -2, 1.5, True):
+        with pytest.raises(ValueError, match="workers must be a positive integer, -1 or None"):
+            kozachenko_leonenko(x, workers=workers)
+        with pytest.raises(ValueError, match="workers must be a positive integer, -1 or None"):
+            ksg_mutual_information(x, x, workers=workers)

@@ -8,16 +8,17 @@ a quantity near zero scatter on both sides of it and are not clipped.
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Real
-from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln
 from torch import Tensor
 
+from szilard.kernels import neighbors
 from szilard.measures._checks import as_tensor, check_finite, log_base
 
 A = TypeVar("A", Tensor, np.ndarray)
@@ -81,7 +82,7 @@ def kozachenko_leonenko(
     *,
     dither: float = 0.0,
     rng: np.random.Generator | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> float:
     """Differential entropy from k-th nearest neighbours, ψ(N) - ψ(k) + ln c_d + d ⟨ln ε⟩.
 
@@ -96,7 +97,8 @@ def kozachenko_leonenko(
             that coordinate's own; 0 for none. For rounded data with repeated points, for which the
             estimate does not exist.
         rng: source of the noise; must be given with a positive `dither`.
-        workers: threads of the neighbour search, -1 for all cores.
+        workers: threads of the neighbour search: as many as torch uses by default, -1 for all cores.
+            The estimate does not depend on it.
 
     Returns:
         The estimate.
@@ -104,7 +106,7 @@ def kozachenko_leonenko(
     Raises:
         TypeError: x is not an array of floating dtype, or k no integer.
         ValueError: NaN or inf, k not in [1, N - 1], a point that coincides with k others, an
-            unknown metric, a negative dither, a dither without rng, or a bad base.
+            unknown metric, a negative dither, a dither without rng, or bad workers or base.
 
     Examples:
         >>> x = np.random.default_rng(0).uniform(0, 2, size=2000)
@@ -115,11 +117,13 @@ def kozachenko_leonenko(
     form of Kraskov, Stögbauer & Grassberger (2004), eq. 20.
     """
     unit = log_base(base)
-    if metric not in _NORMS:
-        raise ValueError(f"metric must be one of {', '.join(_NORMS)}, but is {metric!r}")
+    if metric not in ("euclidean", "chebyshev"):
+        raise ValueError(f"metric must be one of euclidean, chebyshev, but is {metric!r}")
+    threads = _threads(workers)
     points = _read_points(x, "x", k, dither, rng)
     n, d = points.shape
-    radius = _neighbours(points, k, _NORMS[metric], workers)[0][:, -1]
+    radius = neighbors.kth_distances(points, k, metric == "euclidean", threads)
+    _refuse_coinciding(radius, k)
     log_ball = (
         d * math.log(2)
         if metric == "chebyshev"
@@ -138,7 +142,7 @@ def ksg_mutual_information(
     *,
     dither: float = 0.0,
     rng: np.random.Generator | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> float:
     """Mutual information of two continuous variables by the KSG estimator, variant 1 or 2.
 
@@ -161,7 +165,8 @@ def ksg_mutual_information(
         dither: standard deviation of the Gaussian noise added to every coordinate, as a fraction of
             that coordinate's own; 0 for none. For rounded data with repeated points.
         rng: source of the noise; must be given with a positive `dither`.
-        workers: threads of the neighbour search, -1 for all cores.
+        workers: threads of the neighbour search: as many as torch uses by default, -1 for all cores.
+            The estimate does not depend on it.
 
     Returns:
         The estimate; independent variables scatter around 0.
@@ -170,7 +175,7 @@ def ksg_mutual_information(
         TypeError: x or y is not an array of floating dtype, or k no integer.
         ValueError: x and y differ in length, NaN or inf, k not in [1, N - 1], a joint point that
             coincides with k others, an unknown variant, a negative dither, a dither without rng, or
-            a bad base.
+            bad workers or base.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -184,22 +189,26 @@ def ksg_mutual_information(
     unit = log_base(base)
     if variant not in (1, 2):
         raise ValueError(f"variant must be 1 or 2, but is {variant!r}")
+    threads = _threads(workers)
     if np.shape(x)[:1] != np.shape(y)[:1]:
         raise ValueError(
             f"x and y must hold as many points, but have shapes {np.shape(x)} and {np.shape(y)}"
         )
     a = _read_points(x, "x", k, dither, rng)
     b = _read_points(y, "y", k, dither, rng)
-    distance, index = _neighbours(np.hstack((a, b)), k, math.inf, workers)
+    joint = np.vstack((a.T, b.T)).T
     if variant == 1:
-        # Strictly within a radius is within the next smaller float.
-        inside = np.nextafter(distance[:, -1], 0)
-        mean = sum(digamma(_count_within(z, inside, workers)).mean() for z in (a, b))
-        information = digamma(k) + digamma(len(a)) - mean
+        radius = neighbors.kth_distances(joint, k, False, threads)
+        _refuse_coinciding(radius, k)
+        counts = [neighbors.count_nearer(z, radius, threads) for z in (a, b)]
+        information = digamma(k) + digamma(len(a)) - sum(map(_mean_digamma, counts))
     else:
-        sides = ((z, np.abs(z[index] - z[:, None]).max((1, 2))) for z in (a, b))
-        mean = sum(digamma(_count_within(z, side, workers) - 1).mean() for z, side in sides)
-        information = digamma(k) - 1 / k + digamma(len(a)) - mean
+        radius, index = neighbors.nearest(joint, k, False, threads)
+        _refuse_coinciding(radius, k)
+        # At most as far is nearer than the next larger float.
+        sides = ((z, np.nextafter(_farthest(z, index), math.inf)) for z in (a, b))
+        counts = [neighbors.count_nearer(z, side, threads) - 1 for z, side in sides]
+        information = digamma(k) - 1 / k + digamma(len(a)) - sum(map(_mean_digamma, counts))
     return float(information) * unit
 
 
@@ -231,8 +240,6 @@ _FROM_COUNTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "chao-shen": _chao_shen,
     "grassberger": _grassberger,
 }
-
-_NORMS = {"euclidean": 2.0, "chebyshev": math.inf}
 
 
 def _read_counts(counts: Tensor | np.ndarray) -> Tensor:
@@ -273,7 +280,7 @@ def _read_points(
         raise ValueError(f"k must be at least 1 and less than the {len(x)} points, but is {k}")
     if not (dither >= 0 and math.isfinite(dither)):
         raise ValueError(f"dither must be finite and at least 0, but is {dither!r}")
-    points = x.reshape(len(x), -1).astype(np.float64)
+    points = np.asarray(x.reshape(len(x), -1), dtype=np.float64)
     if dither == 0:
         return points
     if rng is None:
@@ -281,24 +288,34 @@ def _read_points(
     return points + dither * points.std(0) * rng.standard_normal(points.shape)
 
 
-def _neighbours(
-    points: np.ndarray,
-    k: int,
-    norm: float,
-    workers: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distances to and indices of each point's k nearest others, nearest first."""
-    distance, index = cKDTree(points).query(points, k + 1, p=norm, workers=workers)
-    if (distance[:, -1] == 0).any():
+def _threads(workers: int | None) -> int:
+    if workers is None:
+        return torch.get_num_threads()
+    if workers == -1:
+        return os.cpu_count() or 1
+    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
+        raise ValueError(f"workers must be a positive integer, -1 or None, but is {workers!r}")
+    return int(workers)
+
+
+def _refuse_coinciding(radius: np.ndarray, k: int) -> None:
+    if (radius == 0).any():
         raise ValueError(
             f"a point coincides with {k} others, so that no density can be told from their "
             "distance; take a larger k, or break ties with dither= and rng="
         )
-    return distance[:, 1:], index[:, 1:]
 
 
-def _count_within(points: np.ndarray, radius: np.ndarray, workers: int) -> np.ndarray:
-    """How many points, itself included, lie at most `radius` from each in the maximum norm."""
-    return cKDTree(points).query_ball_point(
-        points, radius, p=math.inf, return_length=True, workers=workers
-    )
+def _farthest(points: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """How far in the maximum norm the farthest is of the points meant by each row of index."""
+    farthest = np.zeros(len(points))
+    for near in index.T:
+        np.maximum(farthest, np.abs(points[near] - points).max(1), out=farthest)
+    return farthest
+
+
+def _mean_digamma(counts: np.ndarray) -> float:
+    """⟨ψ(n)⟩ by the distinct n: the same for any order of the points."""
+    times = np.bincount(counts)
+    distinct = np.flatnonzero(times)
+    return float(times[distinct] @ digamma(distinct) / len(counts))
