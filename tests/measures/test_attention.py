@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from szilard.measures import attention
+from szilard.kernels import attention
 from szilard.measures.attention import attention_entropy, attention_entropy_from_qk
 
 

@@ -66,7 +66,7 @@ def _identities(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
 
 
 def _n_log_n(largest: int) -> tuple[Tensor, float]:
-    """n log n for n = 0 .. largest as integers, and the unit they are in."""
+    """Table of n log n for n = 0 .. largest, as integers, and the unit they are in."""
     n = torch.arange(largest + 1, dtype=torch.float64)
     exact = torch.xlogy(n, n)
     bits = 62 - math.ceil(math.log2(float(exact[-1]) + 1))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
-from szilard.measures._checks import check_floating, check_mask, check_probabilities, log_base
-
-_BLOCK_ELEMENTS = 1 << 21
-"""Scores that `attention_entropy_from_qk` holds at once (8 MiB in float32)."""
+from szilard.kernels import attention as kernels
+from szilard.kernels.attention import Scores
+from szilard.measures._checks import check_floating, check_mask, log_base
 
 
 def attention_entropy(
@@ -56,18 +57,10 @@ def attention_entropy(
         raise ValueError(
             f"weights must have axes (..., heads, queries, keys), but shape {tuple(weights.shape)}"
         )
-    wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
-    visible = None
     if mask is not None:
         check_mask(mask, weights.shape, broadcast=True)
-        wide = torch.where(mask, wide, 0)
-        visible = mask.expand(weights.shape).sum(-1)
-    _check_rows(wide.detach(), visible, weights.dtype)
-    entropy = torch.special.entr(wide).sum(-1)
-    if not normalize:
-        return entropy * unit
-    keys = torch.full_like(entropy, weights.shape[-1]) if visible is None else visible
-    return _normalized(entropy, keys)
+    entropy, visible = _MapEntropy.apply(weights, mask)
+    return _normalized(entropy, visible) if normalize else entropy * unit
 
 
 def attention_entropy_from_qk(
@@ -82,8 +75,8 @@ def attention_entropy_from_qk(
 ) -> Float[Tensor, "*batch heads queries"]:
     """Entropy of softmax(scale * query key^T), head by head, without all heads' maps in memory.
 
-    Blocks of queries of one head are scored, reduced and forgotten; with gradients, the backward
-    pass scores them again. Scores run in float32 or better.
+    Blocks of queries of one head are scored against the keys they see, reduced and forgotten; the
+    backward pass scores them again. Scores run in float32 or better.
 
     Args:
         query: queries after any position encoding.
@@ -130,61 +123,84 @@ def attention_entropy_from_qk(
     if key_padding_mask is not None:
         check_mask(key_padding_mask, (*batch, keys), "key_padding_mask")
         key_padding_mask = key_padding_mask.reshape(-1, keys)
-    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
     q, k = query.reshape(-1, heads, queries, width), key.reshape(-1, key_heads, keys, width)
-    last = torch.arange(queries, device=query.device) + keys - queries
-    step = max(1, _BLOCK_ELEMENTS // keys)
-
-    def block(
-        q: Tensor, k: Tensor, padding: Tensor | None, last: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        scores = (q.to(dtype) * scale) @ k.to(dtype).T
-        visible = torch.ones(1, keys, dtype=torch.bool, device=scores.device)
-        if padding is not None:
-            visible = visible & padding
-        if last is not None:
-            visible = visible & (torch.arange(keys, device=scores.device) <= last[:, None])
-        return _entropy_of_scores(scores, visible)
-
-    entropies, counts = [], []
-    for b in range(len(q)):
-        padding = None if key_padding_mask is None else key_padding_mask[b]
-        for h in range(heads):
-            for start in range(0, queries, step):
-                rows = slice(start, start + step)
-                entropy, count = checkpoint(
-                    block,
-                    q[b, h, rows],
-                    k[b, h * key_heads // heads],
-                    padding,
-                    last[rows] if causal else None,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-                entropies.append(entropy)
-                counts.append(count)
-    shape = (*batch, heads, queries)
-    if not entropies:
-        return query.new_zeros(shape, dtype=dtype)
-    total = torch.cat(entropies).view(shape)
-    if bool(total.detach().isnan().any()):
+    lengths = _visible_keys(len(q), queries, keys, causal, key_padding_mask)
+    entropy = _ScoreEntropy.apply(q, k, scale, lengths, key_padding_mask)
+    if bool(entropy.detach().isnan().any()):
         raise ValueError("query and key give NaN or infinite scores where a query sees a key")
-    return _normalized(total, torch.cat(counts).view(shape)) if normalize else total * unit
+    if normalize:
+        entropy = _normalized(entropy, lengths[:, None].to(entropy.device))
+    else:
+        entropy = entropy * unit
+    return entropy.view(*batch, heads, queries)
 
 
-def _entropy_of_scores(scores: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    count = visible.sum(-1).expand(scores.shape[:-1])
-    # The lowest finite number rather than -inf: a row that sees nothing stays free of NaN.
-    log_p = torch.where(visible, scores, torch.finfo(scores.dtype).min).log_softmax(-1)
-    return 0 - torch.where(visible, log_p.exp() * log_p, 0).sum(-1), count
+class _MapEntropy(Function):
+    """(weights) -> entropy, number of visible keys; dH / dp = -log p - 1."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows = kernels.map_rows(weights, mask)
+        # Weights rounded to a narrow dtype sum to 1 within the rounding of each of them.
+        tolerance = max(1e-4, torch.finfo(weights.dtype).eps)
+        _check_rows(rows.total, rows.lowest, rows.visible > 0, tolerance)
+        ctx.save_for_backward(weights, mask)
+        ctx.mark_non_differentiable(rows.visible)
+        return rows.entropy.to(torch.promote_types(weights.dtype, torch.float32)), rows.visible
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        weights, mask = ctx.saved_tensors
+        return kernels.map_gradient(weights, mask, grad), None
+
+
+class _ScoreEntropy(Function):
+    """(query, key) -> entropy of softmax(scale query key^T) over the keys that each query sees."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        scale: float,
+        lengths: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, lengths, padding)
+        ctx.scale = scale
+        return kernels.score_entropies(
+            Scores(query.detach(), key.detach(), scale, lengths, padding)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, lengths, padding = ctx.saved_tensors
+        scores = Scores(query.detach(), key.detach(), ctx.scale, lengths, padding)
+        return *kernels.score_entropy_gradients(scores, grad), None, None, None
+
+
+def _visible_keys(
+    batch: int, queries: int, keys: int, causal: bool, padding: Tensor | None
+) -> Tensor:
+    """How many keys each query sees, (batch, queries) on the CPU."""
+    last = torch.full((queries,), keys)
+    if causal:
+        last = (torch.arange(queries) + keys - queries + 1).clamp(min=0)
+    if padding is None:
+        return last.expand(batch, -1)
+    return torch.nn.functional.pad(padding.cpu().cumsum(-1), (1, 0))[:, last]
 
 
 def _normalized(entropy: Tensor, keys: Tensor) -> Tensor:
     return torch.where(keys > 1, entropy / keys.clamp(min=2).to(entropy.dtype).log(), 0)
 
 
-def _check_rows(weights: Tensor, visible: Tensor | None, dtype: torch.dtype) -> None:
-    rows = weights if visible is None else weights[visible > 0]
-    if rows.numel():
-        # Weights rounded to a narrow dtype sum to 1 within the rounding of each of them.
-        check_probabilities(rows, "weights", atol=max(1e-4, torch.finfo(dtype).eps))
+def _check_rows(total: Tensor, lowest: Tensor, counts: Tensor, tolerance: float) -> None:
+    if bool((total.isnan() | (lowest < 0)).any()):
+        worst = torch.nan if total.isnan().any() else lowest.min().item()
+        raise ValueError(f"weights must be non-negative and not NaN, but their minimum is {worst}")
+    off = torch.where(counts, total - 1, 0).abs()
+    if bool((off > tolerance).any()):
+        raise ValueError(f"weights must sum to 1, but a sum is off by {off.max().item():.3g}")
