@@ -1,6 +1,11 @@
 """Shared set-up: deterministic property tests, one thread, and a switch for the shape checks."""
 
+import os
 from collections.abc import Iterator
+
+# Triton looks when it is imported, which torch and transformers may do at any time: kernels for the
+# GPU are tested on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import jaxtyping
 import pytest

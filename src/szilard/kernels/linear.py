@@ -88,6 +88,10 @@ class _Room:
 
 def moments(head: Head, targets: Tensor | None) -> tuple[RowMoments, Tensor]:
     """Moments of each row's softmax, and the target's logit before the scale (0 without targets)."""
+    if kernels.triton_for(head.hidden, head.weight):
+        from szilard.kernels import linear_triton
+
+        return linear_triton.moments(head, targets)
     h_room, w_room, z_room = (head.room() for _ in range(3))
     rows, found = [], []
     for tokens in head.token_blocks():
@@ -129,6 +133,10 @@ def gradients(
         entries: these gradients, (rows, k); equal where ids are.
         needed: whether hidden, weight and bias want theirs; the others get None.
     """
+    if kernels.triton_for(head.hidden, head.weight):
+        from szilard.kernels import linear_triton
+
+        return linear_triton.gradients(head, moments, coefficients, index, entries, needed)
     hidden, weight, bias, dtype = head.hidden, head.weight, head.bias, head.dtype
     need_hidden, need_weight, need_bias = needed
     grad_hidden = hidden.new_empty(hidden.shape, dtype=dtype) if need_hidden else None

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -163,7 +163,6 @@ def _moments(
         here = tl.multiple_of(here - head, _ALIGNMENT)
     begin = part * tiles * TILE
     end = tl.minimum(begin + tiles * TILE, head + vocab)
-    counted = True
     if MASK:
         counted = tl.load(counts + row) != 0
         end = tl.where(counted, end, begin)
@@ -243,7 +242,7 @@ def _merge_parts(
 
 @triton.jit
 def _polynomial_tile(
-    here, target, place, inside, counted, rows, row, token, scale, softcap,
+    here, target, place, inside, readable, rows, row, token, scale, softcap,
     bias, index, at_index, coefficients,
     CHECKED: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
 ):  # fmt: skip
@@ -254,7 +253,7 @@ def _polynomial_tile(
     a = tl.load(of_row + 3 * rows).to(tl.float32) * inverse
     b = tl.load(of_row + 4 * rows).to(tl.float32) * inverse
     c = tl.load(of_row + 5 * rows).to(tl.float32) * inverse
-    x = _logits(here, place, inside & counted, bias, softcap, CHECKED, BIAS, SOFTCAP)
+    x = _logits(here, place, readable, bias, softcap, CHECKED, BIAS, SOFTCAP)
     y = (x - peak) * (scale * _LOG2_E)
     y = tl.maximum(y, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
     d = y * _LN_2 - mean
@@ -266,7 +265,7 @@ def _polynomial_tile(
         slope = x / softcap
         value *= 1 - slope * slope
     if CHECKED:
-        tl.store(target + place, tl.where(inside & counted, value, 0.0), mask=inside)
+        tl.store(target + place, tl.where(readable, value, 0.0), mask=inside)
     else:
         tl.store(target + place, value)
 
@@ -297,17 +296,18 @@ def _polynomials(
             target = tl.multiple_of(target, _ALIGNMENT)
     place, end = start + tl.arange(0, TILE), head + vocab
     inside = (place >= head) & (place < end)
-    counted = True
+    stop = end
     if MASK:
-        counted = tl.load(counts + row) != 0
-    if counted & (start >= head) & (start + TILE <= end):
+        stop = tl.where(tl.load(counts + row) != 0, end, head)
+    readable = (place >= head) & (place < stop)
+    if (start >= head) & (start + TILE <= stop):
         _polynomial_tile(
-            here, target, place, inside, counted, rows, row, first_token - head, scale, softcap,
+            here, target, place, inside, readable, rows, row, first_token - head, scale, softcap,
             bias - head, index, at_index, coefficients, False, BIAS, SOFTCAP, INDICES,
         )  # fmt: skip
     else:
         _polynomial_tile(
-            here, target, place, inside, counted, rows, row, first_token - head, scale, softcap,
+            here, target, place, inside, readable, rows, row, first_token - head, scale, softcap,
             bias - head, index, at_index, coefficients, True, BIAS, SOFTCAP, INDICES,
         )  # fmt: skip
 
@@ -384,7 +384,7 @@ def part_moments(
     if rows:
         with torch.cuda.device_of(logits):
             _moments[(rows, parts)](
-                logits, _given(mask, logits), _given(bias, logits), _given(targets, logits),
+                logits, _bytes(mask, logits), _given(bias, logits), _given(targets, logits),
                 argmax, fields, _given(chosen, logits), rows, fields.stride(0), inner,
                 logits.stride(0), logits.stride(1), vocab, first_token,
                 triton.cdiv(triton.cdiv(length, chunks * _LANES * wide), parts),
@@ -448,7 +448,7 @@ def polynomial(
     if rows:
         with torch.cuda.device_of(logits):
             _polynomials[(rows * tiles,)](
-                logits, _given(mask, logits), _given(bias, logits), _given(index, logits),
+                logits, _bytes(mask, logits), _given(bias, logits), _given(index, logits),
                 _given(at_index, logits), coefficients.contiguous(), out, rows, inner,
                 logits.stride(0), logits.stride(1), out.stride(0), vocab, first_token, tiles,
                 scale, 1.0 if softcap is None else softcap,
@@ -461,6 +461,10 @@ def polynomial(
 def _given(x: Tensor | None, stand_in: Tensor) -> Tensor:
     """A kernel's pointer must be one, also where it is not used."""
     return stand_in if x is None else x
+
+
+def _bytes(mask: Tensor | None, stand_in: Tensor) -> Tensor:
+    return stand_in if mask is None else mask.contiguous().view(torch.uint8)
 
 
 def _chunks(rows: int) -> int:
