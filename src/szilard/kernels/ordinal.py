@@ -3,28 +3,37 @@
 A window's pattern is the Lehmer code of its rank vector, sum over m of m! c_m(i + (n-1-m) l), where
 c_m(i) counts which of the next m points, l steps apart, lie below point i. c_m is c_{m-1} plus one
 comparison, and all windows through a point share it: n-1 comparisons a point, whatever n and l.
+
+On the CPU a chunk of a series stays in the innermost cache from its first comparison to the counts.
+Comparisons, digits and codes go 32 points at a time, in the narrowest integers that hold them.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.extending import intrinsic
 from torch import Tensor
 
 Array = np.ndarray | Tensor
 Job = tuple[int, int, int, int]
 """First and last series, first and last window."""
 
-_CHUNK = 4096  # windows coded at a time: their points, digits and codes stay in the inner cache
-_LANES = 120  # patterns up to which counting is interleaved
+_CHUNK = 2048  # windows coded at a time: points, digits, codes and counts fit 32 KiB
+_WIDTH = 32  # points compared at a time
+_FEW = 24  # patterns up to which each is searched for, which beats counting up
 _TABLE = 4096  # counts below it have their entropy terms tabulated
-_SERIAL = 1 << 16  # windows below which starting threads costs more than it saves
+_SERIAL = 1 << 18  # windows below which another thread costs more than it saves
 _BLOCK = 1 << 24  # elements a block of the torch path may hold
 
 
@@ -32,7 +41,7 @@ def pattern_indices(x: Array, dimension: int, delay: int) -> tuple[Array, bool]:
     """Lexicographic index of every window's rank vector.
 
     Args:
-        x: (series, time), contiguous along time.
+        x: (series, time).
         dimension: points of a window.
         delay: steps between two of them.
 
@@ -47,10 +56,11 @@ def pattern_indices(x: Array, dimension: int, delay: int) -> tuple[Array, bool]:
         for rows, start, stop in _blocks(x, windows, 1):
             out[rows, start:stop] = _codes_torch(x[rows], start, stop, dimension, delay)
         return out, _finite(x)
-    values = np.asarray(x)
+    values = np.ascontiguousarray(x)
     indices = np.empty((len(values), windows), dtype=np.int32)
     finite = _spread(
-        _jobs(len(values), windows), lambda _, job: _fill(values, *job, dimension, delay, indices)
+        _jobs(len(values), windows, 1),
+        lambda _, job: _fill(values, *job, dimension, delay, *_scratch(dimension, delay), indices),
     )
     return _like(x, indices), finite
 
@@ -61,13 +71,16 @@ def pattern_counts(x: Array, dimension: int, delay: int) -> tuple[Array, bool]:
     patterns = math.factorial(dimension)
     if isinstance(x, Tensor) and x.device.type != "cpu":
         return _counts_torch(x, dimension, delay), _finite(x)
-    values = np.asarray(x)
-    jobs = _jobs(len(values), windows)
+    values = np.ascontiguousarray(x)
+    jobs = _jobs(len(values), windows, patterns)
     # Threads that share a series count apart.
-    parts = 1 if _whole_series(jobs, windows) else len(jobs)
+    parts = len(jobs) if _share(jobs, windows) else 1
     counts = np.zeros((parts, len(values), patterns), dtype=np.int64)
     finite = _spread(
-        jobs, lambda j, job: _count(values, *job, dimension, delay, counts[j if parts > 1 else 0])
+        jobs,
+        lambda j, job: _count(
+            values, *job, dimension, delay, *_scratch(dimension, delay), counts[j % parts]
+        ),
     )
     return _like(x, counts[0] if parts == 1 else counts.sum(0)), finite
 
@@ -88,20 +101,27 @@ def pattern_entropies(x: Array, dimension: int, delay: int) -> tuple[Array, bool
             rows = slice(first, first + step)
             out[rows] = entropies_of_counts(_counts_torch(x[rows], dimension, delay))
         return out, _finite(x)
-    values = np.asarray(x)
-    jobs = _jobs(len(values), windows)
-    if not _whole_series(jobs, windows):
-        counts, finite = pattern_counts(values, dimension, delay)
-        return _like(x, entropies_of_counts(torch.as_tensor(counts)).numpy()), finite
-    k = np.arange(min(windows, _TABLE - 1) + 1)
+    values = np.ascontiguousarray(x)
+    jobs = _jobs(len(values), windows, patterns)
+    entropies = np.empty((len(values), 3))
+    # No longer than what is looked up at most.
+    k = np.arange(min(windows + 1, _TABLE, len(values) * patterns))
     p = k / windows
     q = (p + 1 / patterns) / 2
-    terms = np.stack([-p * np.log(np.where(k > 0, p, 1.0)), -q * np.log(q)])
-    entropies = np.empty((len(values), 3))
-    finite = _spread(
-        jobs,
-        lambda _, job: _entropies(values, *job, dimension, delay, patterns, terms, entropies),
-    )
+    terms = np.stack([-p * np.log(np.maximum(p, 1 / windows)), -q * np.log(q)])
+    if _share(jobs, windows):
+        counts, finite = pattern_counts(values, dimension, delay)
+        for row in range(len(values)):
+            _summarise(counts[row], counts[row, :0], windows, terms, entropies[row])
+    else:
+        # Of a series with fewer windows than there are patterns, only the patterns met are visited.
+        kept = windows if windows < patterns else 0
+        finite = _spread(
+            jobs,
+            lambda _, job: _entropies(
+                values, *job, dimension, delay, *_scratch(dimension, delay, kept), terms, entropies
+            ),
+        )
     return _like(x, entropies), finite
 
 
@@ -125,28 +145,99 @@ def _finite(x: Tensor) -> bool:
 # --- threads ------------------------------------------------------------------------------------
 
 
-def _jobs(series: int, windows: int) -> list[Job]:
-    """Splits the series among threads or, where they are fewer, the windows of each."""
+def _jobs(series: int, windows: int, patterns: int) -> list[Job]:
+    """Splits the series among threads or, where they are few and long, the windows of each."""
     threads = torch.get_num_threads() if series * windows > _SERIAL else 1
-    if series >= threads:
-        edges = np.linspace(0, series, threads + 1).astype(int).tolist()
-        return [(a, b, 0, windows) for a, b in pairwise(edges)]
-    edges = np.linspace(0, windows, threads + 1).astype(int).tolist()
-    return [(0, series, a, b) for a, b in pairwise(edges)]
+    # Tables of counts that outgrow the series are not worth one a thread.
+    if series < threads and windows >= threads * patterns:
+        return [(0, series, a, b) for a, b in _parts(windows, threads)]
+    return [(a, b, 0, windows) for a, b in _parts(series, max(1, min(threads, series)))]
 
 
-def _whole_series(jobs: list[Job], windows: int) -> bool:
-    return jobs[0][3] == windows
+def _parts(total: int, parts: int) -> list[tuple[int, int]]:
+    return list(pairwise(total * i // parts for i in range(parts + 1)))
+
+
+def _share(jobs: list[Job], windows: int) -> bool:
+    """Whether several threads work on one series."""
+    return jobs[0][3] < windows
 
 
 def _spread(jobs: list[Job], work: Callable[[int, Job], bool]) -> bool:
-    if len(jobs) == 1:
-        return work(0, jobs[0])
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        return all(list(pool.map(work, range(len(jobs)), jobs)))
+    """Does all jobs, the first on this thread, and those that no thread has begun by then too."""
+    waiting = [_pool().submit(work, j, job) for j, job in enumerate(jobs) if j > 0]
+    finite = work(0, jobs[0])
+    for j, future in enumerate(waiting, 1):
+        finite &= work(j, jobs[j]) if future.cancel() else future.result()
+    return finite
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="szilard-ordinal")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 # --- compiled -----------------------------------------------------------------------------------
+
+
+def _lanes(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Pointer to `_WIDTH` items of an array at once."""
+    data = context.make_array(array_type)(context, builder, array).data
+    vector = ir.VectorType(context.get_data_type(array_type.dtype), _WIDTH)
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+@intrinsic
+def _add_above(_context: Any, x: Any, i: Any, j: Any, digit: Any) -> Any:
+    """digit[i:i+32] += x[i:i+32] > x[j:j+32]."""
+
+    def lower(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        values, i, j, digits = args
+        near, far = (
+            builder.load(_lanes(context, builder, x, values, at), align=1) for at in (i, j)
+        )
+        if isinstance(x.dtype, types.Float):
+            above = builder.fcmp_ordered(">", near, far)
+        elif isinstance(x.dtype, types.Integer) and x.dtype.signed:
+            above = builder.icmp_signed(">", near, far)
+        else:
+            above = builder.icmp_unsigned(">", near, far)
+        target = _lanes(context, builder, digit, digits, i)
+        old = builder.load(target, align=1)
+        builder.store(builder.add(old, builder.zext(above, old.type)), target, align=1)
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, types.intp, digit), lower
+
+
+@intrinsic
+def _matches(_context: Any, code: Any, i: Any, pattern: Any) -> Any:
+    """How many of code[i:i+32] equal pattern."""
+
+    def lower(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        codes, i, pattern = args
+        found = builder.load(_lanes(context, builder, code, codes, i), align=1)
+        same = ir.Constant(found.type, ir.Undefined)
+        for lane in range(_WIDTH):
+            same = builder.insert_element(same, pattern, ir.Constant(ir.IntType(32), lane))
+        bits = builder.bitcast(builder.icmp_unsigned("==", found, same), ir.IntType(_WIDTH))
+        return builder.zext(builder.ctpop(bits), ir.IntType(64))
+
+    return types.int64(code, types.intp, code.dtype), lower
+
+
+# Sums in any order: 0 times a value is 0 or, of what has no rank, NaN.
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _is_finite(points):  # type: ignore[no-untyped-def]
+    zero = points.dtype.type(0)
+    total = zero
+    for i in range(points.size):
+        total += zero * points[i]
+    return total == 0
 
 
 @njit(cache=True, nogil=True)
@@ -154,56 +245,54 @@ def _codes(x, start, stop, n, delay, digit, code):  # type: ignore[no-untyped-de
     """Lehmer codes of windows start..stop of one series; says whether their points are finite."""
     count = stop - start
     points = x[start : stop + (n - 1) * delay]
-    infinite = 0
-    for i in range(points.size):
-        infinite += points[i] - points[i] != 0
+    finite = _is_finite(points)
     digit[: count + (n - 2) * delay] = 0
     code[:count] = 0
     weight = 1
     for m in range(1, n):
         weight *= m
-        shift = (n - 1 - m) * delay
-        near, far = points[: count + shift], points[m * delay : m * delay + count + shift]
-        for i in range(near.size):
-            # Strictly above: of two equal points the earlier one ranks lower.
-            digit[i] += near[i] > far[i]
-        shifted = digit[shift : shift + count]
+        shift, far = (n - 1 - m) * delay, m * delay
+        whole = (count + shift) // _WIDTH * _WIDTH
+        # Strictly above: of two equal points the earlier one ranks lower.
+        for i in range(0, whole, _WIDTH):
+            _add_above(points, i, i + far, digit)
+        for i in range(whole, count + shift):
+            digit[i] += points[i] > points[i + far]
+        shifted, factor = digit[shift : shift + count], code.dtype.type(weight)
         for i in range(count):
-            code[i] += weight * shifted[i]
-    return infinite == 0
+            code[i] += factor * shifted[i]
+    return finite
 
 
-@njit(cache=True, nogil=True)
-def _scratch(n, delay):  # type: ignore[no-untyped-def]
+def _scratch(n: int, delay: int, kept: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Room for the digits and the codes of a chunk, or for the codes of `kept` windows."""
     # A chunk also reads the (n-2) l points past it: long delays need longer chunks to pay for that.
     chunk = max(_CHUNK, 4 * (n - 2) * delay)
-    return np.empty(chunk + (n - 2) * delay, np.uint8), np.empty(chunk, np.uint32)
+    narrowest = np.min_scalar_type(math.factorial(n) - 1)
+    return (
+        np.empty(chunk + (n - 2) * delay, np.uint8),
+        np.empty(max(chunk, kept), narrowest),
+    )
 
 
 @njit(cache=True, nogil=True)
-def _tally(code, total, counts, lanes):  # type: ignore[no-untyped-def]
-    """Adds the codes to counts; four interleaved tallies, since equal neighbours would wait on one."""
-    if lanes.shape[1] < counts.size:
-        for i in range(total):
-            counts[code[i]] += 1
-        return
+def _tally(code, total, counts):  # type: ignore[no-untyped-def]
+    """Adds the first `total` codes to counts."""
     patterns = counts.size
-    lanes[:, :patterns] = 0
-    even = total - total % 4
-    for i in range(0, even, 4):
-        lanes[0, code[i]] += 1
-        lanes[1, code[i + 1]] += 1
-        lanes[2, code[i + 2]] += 1
-        lanes[3, code[i + 3]] += 1
-    for i in range(even, total):
-        lanes[0, code[i]] += 1
-    for k in range(patterns):
-        counts[k] += lanes[0, k] + lanes[1, k] + lanes[2, k] + lanes[3, k]
+    counted = 0
+    if patterns <= _FEW:
+        counted = total // _WIDTH * _WIDTH
+        for k in range(patterns):
+            found = 0
+            for i in range(0, counted, _WIDTH):
+                found += _matches(code, i, code.dtype.type(k))
+            counts[k] += found
+    for i in range(counted, total):
+        counts[code[i]] += 1
 
 
 @njit(cache=True, nogil=True)
-def _fill(x, first, last, start, stop, n, delay, out):  # type: ignore[no-untyped-def]
-    digit, code = _scratch(n, delay)
+def _fill(x, first, last, start, stop, n, delay, digit, code, out):  # type: ignore[no-untyped-def]
     finite = True
     for row in range(first, last):
         for at in range(start, stop, code.size):
@@ -214,53 +303,58 @@ def _fill(x, first, last, start, stop, n, delay, out):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
-def _count(x, first, last, start, stop, n, delay, counts):  # type: ignore[no-untyped-def]
-    digit, code = _scratch(n, delay)
-    lanes = np.empty((4, _LANES), np.uint32)
+def _count(x, first, last, start, stop, n, delay, digit, code, counts):  # type: ignore[no-untyped-def]
     finite = True
     for row in range(first, last):
         for at in range(start, stop, code.size):
             to = min(at + code.size, stop)
             finite &= _codes(x[row], at, to, n, delay, digit, code)
-            _tally(code, to - at, counts[row], lanes)
+            _tally(code, to - at, counts[row])
     return finite
 
 
 @njit(cache=True, nogil=True)
-def _entropies(x, first, last, start, stop, n, delay, patterns, terms, out):  # type: ignore[no-untyped-def]
-    digit, code = _scratch(n, delay)
-    lanes = np.empty((4, _LANES), np.uint32)
+def _entropies(x, first, last, start, stop, n, delay, digit, code, terms, out):  # type: ignore[no-untyped-def]
+    patterns = 1
+    for m in range(2, n + 1):
+        patterns *= m
     counts = np.zeros(patterns, np.uint32)
-    total = stop - start
-    unseen = -math.log(0.5 / patterns) * 0.5 / patterns
+    chunk, total = digit.size - (n - 2) * delay, stop - start
     finite = True
     for row in range(first, last):
-        for at in range(start, stop, code.size):
-            to = min(at + code.size, stop)
-            finite &= _codes(x[row], at, to, n, delay, digit, code)
-            _tally(code, to - at, counts, lanes)
-        # A series that fits one chunk visits only its own patterns; a longer one, all of them.
-        visits = total if total <= min(code.size, patterns) else patterns
-        entropy, mixture, distinct = 0.0, 0.0, 0
-        for i in range(visits):
-            pattern = code[i] if visits == total else i
-            k = counts[pattern]
-            if k == 0:
-                continue
-            counts[pattern] = 0
-            distinct += 1
-            if k < terms.shape[1]:
-                entropy += terms[0, k]
-                mixture += terms[1, k]
-            else:
-                p = k / total
-                q = (p + 1 / patterns) / 2
-                entropy -= p * math.log(p)
-                mixture -= q * math.log(q)
-        out[row, 0] = entropy
-        out[row, 1] = mixture + (patterns - distinct) * unseen
-        out[row, 2] = distinct
+        for at in range(start, stop, chunk):
+            to = min(at + chunk, stop)
+            part = code[at:] if total <= code.size else code
+            finite &= _codes(x[row], at, to, n, delay, digit, part)
+            _tally(part, to - at, counts)
+        visited = code[: total if total <= min(code.size, patterns) else 0]
+        _summarise(counts, visited, total, terms, out[row])
     return finite
+
+
+@njit(cache=True, nogil=True)
+def _summarise(counts, visited, total, terms, out):  # type: ignore[no-untyped-def]
+    """The three entropies of `pattern_entropies`; sets to 0 the counts of visited, if none is, all."""
+    patterns = counts.size
+    entropy, mixture, distinct = 0.0, 0.0, 0
+    for i in range(visited.size if visited.size else patterns):
+        pattern = visited[i] if visited.size else i
+        k = counts[pattern]
+        if k == 0:
+            continue
+        counts[pattern] = 0
+        distinct += 1
+        if k < terms.shape[1]:
+            entropy += terms[0, k]
+            mixture += terms[1, k]
+        else:
+            p = k / total
+            q = (p + 1 / patterns) / 2
+            entropy -= p * math.log(p)
+            mixture -= q * math.log(q)
+    out[0] = entropy
+    out[1] = mixture - (patterns - distinct) * 0.5 / patterns * math.log(0.5 / patterns)
+    out[2] = distinct
 
 
 # --- torch --------------------------------------------------------------------------------------
