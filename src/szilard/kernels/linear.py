@@ -16,7 +16,7 @@ from szilard.kernels import tokens as kernels
 from szilard.kernels.tokens import RowMoments
 
 _BLOCK_ELEMENTS = 1 << 21
-"""Numbers in a block of logits, and in one of weight (8 MiB in float32)."""
+"""Numbers in a block of logits, of weight, of hidden that is converted (8 MiB in float32)."""
 _BLOCK_TOKENS = 2048
 """Tokens in a block at most: enough to make the traffic of the weight negligible."""
 
@@ -53,8 +53,9 @@ class Head:
 
     @property
     def _tall(self) -> int:
-        widest = 2 * _BLOCK_ELEMENTS // self.weight.shape[1]
-        return max(1, min(len(self.hidden), _BLOCK_TOKENS, widest))
+        copied = self.hidden.dtype != self.dtype
+        most = _BLOCK_ELEMENTS // self.weight.shape[1] if copied else _BLOCK_TOKENS
+        return max(1, min(len(self.hidden), _BLOCK_TOKENS, most))
 
     def logits(self, h: Tensor, w: Tensor, words: slice, room: _Room) -> Tensor:
         """A block of the logits before the scale, written to the room."""
