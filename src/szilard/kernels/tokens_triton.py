@@ -1,12 +1,12 @@
 """Triton kernels over rows of bfloat16, float16 or float32 logits: every byte read once.
 
-A row goes by in tiles whose elements are dealt to lanes, `_deal` to a lane: what a lane sums never
-leaves its thread, so that nothing is exchanged before the row's end. Within a tile a lane's moments
-are raw sums in float32 about its own maximum; there the maximum itself, at distance 0, has weight 1
-of at most 32, so that E[t^2] - E[t]^2 cannot lose more than five bits. Tiles are merged in the lane in
-float32, lanes and then parts of a row in float64 (Chan, Golub & LeVeque 1983). Entries that equal
-the maximum are counted, the others summed apart: beside a 1, the small rest that is all of a nearly
-certain row's entropy would have no digits.
+A row goes by in tiles whose elements are dealt to lanes, 32 or fewer to each: what a lane sums never
+leaves its thread, so that nothing is exchanged before the row's end. A tile's moments are raw sums of
+powers of 2 in float32 about the lane's maximum in it; there that maximum, at distance 0, has a weight
+of at least 1/32, so that E[y^2] - E[y]^2 loses five bits at most. A lane keeps the tile with its
+highest logit apart from its other tiles, which it merges in float32 (Chan, Golub & LeVeque 1983).
+At the end the one tile that holds the row's maximum is read and summed again, exactly; lanes, and
+then parts of a row, are merged in float64.
 """
 
 # A kernel's parameters are pointers, numbers and blocks of Triton's, which have no types to name.
@@ -25,6 +25,8 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _FLOOR = tl.constexpr(-200.0)
 """Lowest exponent of 2 in use: its power is 0 in float32, and 0 * -200 is 0 where 0 * -inf is NaN."""
+_LOWEST = tl.constexpr(-3e38)
+"""Stands for the exponent -inf, which has no differences."""
 _INFINITY = tl.constexpr(float("inf"))
 _NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 
@@ -86,51 +88,68 @@ def _logits(
 
 
 @triton.jit
-def _fold(x, start, m, at, ones, rest, mean, var, rate):
-    """A tile's moments, lane by lane and in powers of 2, merged into those before it."""
-    peak = tl.max(tl.max(x, 2), 0)
-    reference = tl.where(peak == -_INFINITY, 0.0, peak)[None, :, None]
-    y = tl.maximum((x - reference) * rate, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
-    e = tl.exp2(y)
-    one = tl.where(x == reference, 1.0, 0.0)
-    tile_ones, tile_rest = tl.sum(tl.sum(one, 2), 0), tl.sum(tl.sum(e - one, 2), 0)
+def _sums(y, e):
+    """A tile's mean and variance lane by lane, from the exponents and the powers of 2, and the total."""
     ey = e * y
-    s = tile_ones + tile_rest
-    inverse = 1 / tl.where(s == 0, 1.0, s)
-    tile_mean = tl.sum(tl.sum(ey, 2), 0) * inverse
-    tile_var = tl.maximum(tl.sum(tl.sum(ey * y, 2), 0) * inverse - tile_mean * tile_mean, 0.0)
-
-    higher = tl.maximum(m, peak)
-    reference = tl.where(higher == -_INFINITY, 0.0, higher)
-    d1 = tl.maximum((m - reference) * rate, _FLOOR)
-    d2 = tl.maximum((peak - reference) * rate, _FLOOR)
-    w1, w2 = (ones + rest) * tl.exp2(d1), s * tl.exp2(d2)
-    stays, joins = m == higher, peak == higher
-    at = tl.where(peak > m, start, at)
-    ones = tl.where(stays, ones, 0.0) + tl.where(joins, tile_ones, 0.0)
-    rest = tl.where(stays, rest, w1) + tl.where(joins, tile_rest, w2)
-    s = ones + rest
-    inverse = 1 / tl.where(s == 0, 1.0, s)
-    f1, f2 = w1 * inverse, w2 * inverse
-    d1 += mean
-    d2 += tile_mean
-    mean = f1 * d1 + f2 * d2
-    var = f1 * var + f2 * tile_var + f1 * f2 * (d1 - d2) * (d1 - d2)
-    return higher, at, ones, rest, mean, var
+    total = tl.sum(tl.sum(e, 2), 0)
+    inverse = 1 / tl.where(total == 0, 1.0, total)
+    mean = tl.sum(tl.sum(ey, 2), 0) * inverse
+    second = tl.sum(tl.sum(ey * y, 2), 0) * inverse
+    return total, mean, tl.maximum(second - mean * mean, 0.0)
 
 
 @triton.jit
-def _merge(m, total, mean, var, scale):
-    """Maximum, total, mean and variance of all lanes together, in float64."""
-    peak = tl.max(m, 0)
-    drop = (m - tl.where(peak == -_INFINITY, 0.0, peak)) * scale
-    drop = tl.maximum(drop, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
-    weight = total * tl.exp2(drop.to(tl.float32) * _LOG2_E).to(tl.float64)
+def _join(c1, total1, mean1, var1, c2, total2, mean2, var2):
+    """Two sets of moments about the exponents c1 and c2 as one, about the larger."""
+    c = tl.maximum(c1, c2)
+    d1, d2 = tl.maximum(c1 - c, _FLOOR), tl.maximum(c2 - c, _FLOOR)
+    w1 = total1 * tl.exp2(d1.to(tl.float32)).to(total1.dtype)
+    w2 = total2 * tl.exp2(d2.to(tl.float32)).to(total2.dtype)
+    total = w1 + w2
+    inverse = 1 / tl.where(total == 0, 1.0, total)
+    f1, f2 = w1 * inverse, w2 * inverse
+    d1 += mean1
+    d2 += mean2
+    var = f1 * var1 + f2 * var2 + f1 * f2 * (d1 - d2) * (d1 - d2)
+    return c, total, f1 * d1 + f2 * d2, var
+
+
+@triton.jit
+def _fold(x, start, rate, m, at, total, mean, var, c, others, others_mean, others_var):
+    """A tile goes by: it becomes a lane's best, or joins the lane's others, as does who was best."""
+    peak = tl.max(tl.max(x, 2), 0)
+    # A rounded product would not do if some of its uses were fused with it: a maximum is not.
+    centre, before = tl.maximum(peak * rate, _LOWEST), tl.maximum(m * rate, _LOWEST)
+    y = tl.fma(x, rate, -centre[None, :, None])
+    y = tl.maximum(y, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    t, t_mean, t_var = _sums(y, tl.exp2(y))
+    better = peak > m
+    c, others, others_mean, others_var = _join(
+        c,
+        others,
+        others_mean,
+        others_var,
+        tl.where(better, before, centre),
+        tl.where(better, total, t),
+        tl.where(better, mean, t_mean),
+        tl.where(better, var, t_var),
+    )
+    m, at = tl.where(better, peak, m), tl.where(better, start, at)
+    total = tl.where(better, t, total)
+    mean, var = tl.where(better, t_mean, mean), tl.where(better, t_var, var)
+    return m, at, total, mean, var, c, others, others_mean, others_var
+
+
+@triton.jit
+def _merge(c, total, mean, var, reference):
+    """Total, mean and variance about one exponent of all sets together, in float64."""
+    drop = tl.maximum(c - reference, _FLOOR)
+    weight = total * tl.exp2(drop.to(tl.float32)).to(tl.float64)
     s = tl.sum(weight, 0)
     share = weight / tl.where(s == 0, 1.0, s)
     mean += drop
     centre = tl.sum(share * mean, 0)
-    return peak, s, centre, tl.sum(share * (var + (mean - centre) * (mean - centre)), 0)
+    return s, centre, tl.sum(share * (var + (mean - centre) * (mean - centre)), 0)
 
 
 @triton.jit
@@ -172,26 +191,30 @@ def _moments(
     last = tl.maximum(first, end // TILE * TILE)
 
     tile = _deal(CHUNKS, LANES, WIDE)
-    m = tl.full((LANES,), -_INFINITY, tl.float32)
-    at = tl.zeros((LANES,), tl.int32)
-    ones = tl.zeros((LANES,), tl.float32)
-    rest = tl.zeros((LANES,), tl.float32)
-    mean = tl.zeros((LANES,), tl.float32)
-    var = tl.zeros((LANES,), tl.float32)
+    none = tl.zeros((LANES,), tl.float32)
+    m, at = none - _INFINITY, tl.zeros((LANES,), tl.int32)
+    total, mean, var = none, none, none
+    c, others, others_mean, others_var = none + _LOWEST, none, none, none
     if not ALIGNED:
         for start in range(begin, tl.minimum(first, end), TILE):
             place = start + tile
             inside = (place >= head) & (place < end)
             x = _logits(here, place, inside, bias - head, softcap, True, BIAS, SOFTCAP)
-            m, at, ones, rest, mean, var = _fold(x, start, m, at, ones, rest, mean, var, rate)
+            m, at, total, mean, var, c, others, others_mean, others_var = _fold(
+                x, start, rate, m, at, total, mean, var, c, others, others_mean, others_var
+            )
     for start in tl.range(first, last, TILE, num_stages=STAGES):
         place = start + tile
         x = _logits(here, place, place < end, bias - head, softcap, False, BIAS, SOFTCAP)
-        m, at, ones, rest, mean, var = _fold(x, start, m, at, ones, rest, mean, var, rate)
+        m, at, total, mean, var, c, others, others_mean, others_var = _fold(
+            x, start, rate, m, at, total, mean, var, c, others, others_mean, others_var
+        )
     for start in range(last, end, TILE):
         place = start + tile
         x = _logits(here, place, place < end, bias - head, softcap, True, BIAS, SOFTCAP)
-        m, at, ones, rest, mean, var = _fold(x, start, m, at, ones, rest, mean, var, rate)
+        m, at, total, mean, var, c, others, others_mean, others_var = _fold(
+            x, start, rate, m, at, total, mean, var, c, others, others_mean, others_var
+        )
 
     # The lanes that hold the maximum read again the tile where they met it.
     peak = tl.max(m, 0)
@@ -203,16 +226,40 @@ def _moments(
     token = tl.min(tl.min(tl.min(place, 2), 1), 0)
     token = tl.where(token == _NO_TOKEN, 0, token) + first_token
 
-    wide = scale.to(tl.float64)
-    total = ones.to(tl.float64) + rest.to(tl.float64)
-    mean64, var64 = mean.to(tl.float64) * _LN_2, var.to(tl.float64) * (_LN_2 * _LN_2)
-    top64, total64, mean_row, var_row = _merge(m.to(tl.float64), total, mean64, var64, wide)
+    # Their sums are made anew, about the maximum itself and without it: beside its 1, the small
+    # rest that is all of a nearly certain row's entropy would have no digits.
+    y = (x - tl.where(top == -_INFINITY, 0.0, top)) * rate
+    y = tl.maximum(y, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    e = tl.exp2(y)
+    one = tl.where(x == top, 1.0, 0.0)
+    ones, rest = tl.sum(tl.sum(one, 2), 0), tl.sum(tl.sum(e - one, 2), 0)
+    _, top_mean, top_var = _sums(y, e)
+    best = (m == peak) & (m > -_INFINITY)
+    reference = tl.maximum(top.to(tl.float64) * rate.to(tl.float64), _LOWEST)
+    centre = tl.where(best, reference, tl.maximum(m * rate, _LOWEST).to(tl.float64))
+    total64 = tl.where(best, ones.to(tl.float64) + rest.to(tl.float64), total.to(tl.float64))
+    centre, total64, mean64, var64 = _join(
+        centre,
+        total64,
+        tl.where(best, top_mean, mean).to(tl.float64),
+        tl.where(best, top_var, var).to(tl.float64),
+        c.to(tl.float64),
+        others.to(tl.float64),
+        others_mean.to(tl.float64),
+        others_var.to(tl.float64),
+    )
+    row_total, row_mean, row_var = _merge(centre, total64, mean64, var64, reference)
+    maximum = top.to(tl.float64)
     if MASK:
         # One certain outcome, in the first part.
         neutral = (not counted) & (part == 0)
         token = tl.where(counted, token, 0)
-        top64, total64 = tl.where(neutral, 0.0, top64), tl.where(neutral, 1.0, total64)
-    _store(argmax, fields, part * rows + row, plane, token, top64, total64, mean_row, var_row)
+        maximum = tl.where(neutral, 0.0, maximum)
+        row_total = tl.where(neutral, 1.0, row_total)
+    _store(
+        argmax, fields, part * rows + row, plane, token, maximum, row_total,
+        row_mean * _LN_2, row_var * (_LN_2 * _LN_2),
+    )  # fmt: skip
     if TARGETS:
         target = tl.load(targets + row) - first_token + head
         if (target >= tl.maximum(begin, head)) & (target < end):
@@ -234,10 +281,24 @@ def _merge_parts(
     mean = tl.load(fields + 2 * plane + at, mask=inside, other=0.0)
     var = tl.load(fields + 3 * plane + at, mask=inside, other=0.0)
     token = tl.load(argmax + at, mask=inside, other=_NO_TOKEN)
-    peak, total, mean, var = _merge(m, total, mean, var, tl.cast(scale, tl.float32).to(tl.float64))
+    rate = (tl.cast(scale, tl.float32) * _LOG2_E).to(tl.float64)
+    peak = tl.max(m, 0)
+    c, reference = tl.maximum(m * rate, _LOWEST), tl.maximum(peak * rate, _LOWEST)
+    mean, var = mean * _LOG2_E, var * (_LOG2_E * _LOG2_E)
+    total, mean, var = _merge(c, total, mean, var, reference)
     token = tl.min(tl.where(m == peak, token, _NO_TOKEN), 0)
     token = tl.where(token == _NO_TOKEN, 0, token)
-    _store(argmax_out, fields_out, row, plane_out, token, peak, total, mean, var)
+    _store(
+        argmax_out,
+        fields_out,
+        row,
+        plane_out,
+        token,
+        peak,
+        total,
+        mean * _LN_2,
+        var * (_LN_2 * _LN_2),
+    )
 
 
 @triton.jit
