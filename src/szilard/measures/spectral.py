@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Inexact, Integer, Real, Shaped
 from torch import Tensor
 
+from szilard.kernels.spectral import entropy_estimate
 from szilard.measures._checks import log_base
 
 Normalization = Literal["code", "half", "one"]
@@ -25,6 +26,8 @@ Seed = np.random.Generator | int
 # A block of this many distances is diagonalised at once (128 MiB in float64).
 _BATCH_ENTRIES = 2**24
 _FEATURE_BLOCK = 4096
+# An estimate pays from here on; it gives up after n // 100 products, a sixth of the exact path's cost.
+_ESTIMATE_FROM, _ROWS_A_PRODUCT = 2000, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +254,7 @@ def diffusion_spectrum(
         G_ij = exp(-|z_i - z_j|^2 / (2 sigma^2)),   r_i = sum_j G_ij,   K = R^(-1/2) G R^(-1/2)
 
     K is similar to the row-stochastic R^-1 G: its eigenvalues lie in [0, 1] and the largest is 1. Costs
-    O(n^2 d) for the distances, O(n^3) for the eigenvalues, three n x n float64 matrices of memory.
+    O(n^2 d) for the distances, O(n^3) for the eigenvalues, two n x n float64 matrices of memory.
 
     Args:
         Z: n points with d coordinates.
@@ -283,7 +286,8 @@ def diffusion_spectrum(
     check_kernel(sigma, 1, normalization, max_n)
     points = _subsample(_check_points(Z), max_n, rng)
     squared, width = _distances_and_bandwidth(points, sigma)
-    return DiffusionSpectrum(_diffusion_eigenvalues(squared, width, normalization).flip(-1), width)
+    operator = _diffusion_operator(squared, width, normalization)
+    return DiffusionSpectrum(torch.linalg.eigvalsh(operator).flip(-1), width)
 
 
 @overload
@@ -294,6 +298,7 @@ def diffusion_spectral_entropy(
     *,
     max_n: int = 10_000,
     normalization: Normalization = "code",
+    tolerance: float | None = None,
     rng: Seed | None = 0,
     base: float | None = None,
 ) -> Float[Tensor, ""]: ...
@@ -305,6 +310,7 @@ def diffusion_spectral_entropy(
     *,
     max_n: int = 10_000,
     normalization: Normalization = "code",
+    tolerance: float | None = None,
     rng: Seed | None = 0,
     base: float | None = None,
 ) -> float: ...
@@ -315,6 +321,7 @@ def diffusion_spectral_entropy(
     *,
     max_n: int = 10_000,
     normalization: Normalization = "code",
+    tolerance: float | None = None,
     rng: Seed | None = 0,
     base: float | None = None,
 ) -> Float[Tensor, ""] | float:
@@ -331,14 +338,21 @@ def diffusion_spectral_entropy(
             powered eigenvalues exceed 0.01.
         max_n: a larger cloud is subsampled to this many rows.
         normalization: "code", "half" or "one"; see `diffusion_spectrum`.
-        rng: seed or generator of the subsampling; None refuses to subsample.
+        tolerance: None for exact eigenvalues, in O(n^3). A number in (0, 1), such as 1e-3, is a
+            relative error of the entropy that will do: clouds of 2,000 points and more are then
+            measured by traces of the operator, in O(n^2) a product, one n x n matrix of memory, without
+            gradients. Its own error estimate, bounds of all truncations plus three standard errors of
+            what is random, has to meet the tolerance, else the eigenvalues are computed after all.
+        rng: seed or generator of the subsampling and of the estimate's probes; None refuses to
+            subsample and takes seed 0 for the probes.
         base: unit of the result, None for nats; the paper's is 2.
 
     Returns:
         The entropy in [0, log n]: a 0-d float64 tensor, differentiable, for a tensor, else a float.
 
     Raises:
-        ValueError: as `diffusion_spectrum`, or t is not positive.
+        ValueError: as `diffusion_spectrum`, t is not positive, or with a tolerance: it is outside
+            (0, 1), t is below 1 or Z requires gradients.
 
     Warns:
         UserWarning: the entropy is within 2 % of 0 or log n, where sigma no longer resolves the cloud.
@@ -348,12 +362,21 @@ def diffusion_spectral_entropy(
         >>> round(diffusion_spectral_entropy(Z, sigma=1.0, base=2), 10)
         0.7153491667
 
-    Source: Liao et al. (2024), arXiv 2312.04823, definition of diffusion spectral entropy.
+    Source: Liao et al. (2024), arXiv 2312.04823, definition of diffusion spectral entropy. With a
+    tolerance: stochastic Lanczos quadrature (Ubaru, Chen & Saad, 2017) on the complement of a Krylov
+    subspace (Meyer, Musco, Musco & Woodruff, Hutch++, 2021).
     """
-    log_base(base)
-    _check_time(t)
-    spectrum = diffusion_spectrum(Z, sigma, normalization=normalization, max_n=max_n, rng=rng)
-    entropy = spectrum.entropy(t, base=base)
+    unit = log_base(base)
+    check_kernel(sigma, t, normalization, max_n)
+    _check_tolerance(tolerance, t, Z)
+    points = _subsample(_check_points(Z), max_n, rng)
+    squared, width = _distances_and_bandwidth(points, sigma)
+    operator = _diffusion_operator(squared, width, normalization)
+    del squared
+    probes = np.random.default_rng(0 if rng is None else rng)
+    entropy = _operator_entropy(operator, t, tolerance, probes)
+    _warn_at_the_ends(entropy.item() / math.log(len(points)), width)
+    entropy = entropy * unit
     return entropy if isinstance(Z, Tensor) else entropy.item()
 
 
@@ -368,6 +391,7 @@ def diffusion_spectral_mutual_information(
     repeats: int = 5,
     max_n: int = 10_000,
     normalization: Normalization = "code",
+    tolerance: float | None = None,
     rng: Seed = 0,
     base: float | None = None,
 ) -> DSMIResult:
@@ -388,7 +412,9 @@ def diffusion_spectral_mutual_information(
         repeats: random subsets averaged for each class.
         max_n: more rows than this are subsampled, together with Y.
         normalization: "code", "half" or "one"; see `diffusion_spectrum`.
-        rng: seed or generator of the subsets; every class starts from the same seed.
+        tolerance: None for exact eigenvalues; a number is the relative error that will do for each of
+            the entropies (not their difference), as in `diffusion_spectral_entropy`.
+        rng: seed or generator of the subsets and probes; every class starts from the same seed.
         base: unit of the result, None for nats; the paper's is 2.
 
     Returns:
@@ -396,7 +422,8 @@ def diffusion_spectral_mutual_information(
         negative values are normal; never clipped.
 
     Raises:
-        ValueError: as `diffusion_spectral_entropy`, Y of another length, or no class with two points.
+        ValueError: as `diffusion_spectral_entropy` (gradients are of no concern here: the result has
+            none), Y of another length, or no class with two points.
 
     Warns:
         UserWarning: a class has one point (it is left out, the weights renormalised), or the
@@ -414,6 +441,7 @@ def diffusion_spectral_mutual_information(
     unit = log_base(base)
     check_kernel(sigma, t, normalization, max_n)
     points = _check_points(Z).detach()
+    _check_tolerance(tolerance, t, points)
     labels = _check_labels(points, Y, discrete, n_clusters, repeats)
     seed = _as_seed(rng)
     rows = _subsample_rows(len(points), max_n, seed)
@@ -422,11 +450,13 @@ def diffusion_spectral_mutual_information(
     def entropies(subsets: np.ndarray) -> np.ndarray:
         index = torch.from_numpy(subsets).to(squared.device)
         chunk = max(1, _BATCH_ENTRIES // index.shape[1] ** 2)
-        spectra = [
-            _diffusion_eigenvalues(squared[i[:, :, None], i[:, None, :]], width, normalization)
-            for i in index.split(chunk)
-        ]
-        return _powered_entropy(torch.cat(spectra), t).cpu().numpy()
+        parts = []
+        for i in index.split(chunk):
+            block = squared[i[:, :, None], i[:, None, :]]
+            operator = _diffusion_operator(block, width, normalization)
+            probes = np.random.default_rng(seed)
+            parts.append(_operator_entropy(operator, t, tolerance, probes))
+        return torch.cat(parts).cpu().numpy()
 
     value, per_class, classes, sizes, unconditional = _size_matched(
         entropies, labels[rows.numpy()], repeats, seed
@@ -683,12 +713,12 @@ def _squared_distances(points: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     gram = points.new_zeros(len(points), len(points), dtype=torch.float64)
     for block in points.split(_FEATURE_BLOCK, dim=1):
         centred = block.double() - block.double().mean(0)
-        gram = gram + centred @ centred.mT
-    norms = gram.diagonal()
+        gram.addmm_(centred, centred.mT)
+    norms = gram.diagonal().clone()
     # What lies below the rounding of the Gram form, negatives included, is no distance.
     floor = 1e-13 * norms.detach().max().item()
-    squared = norms[:, None] + norms[None, :] - 2 * gram
-    return torch.nn.functional.threshold(squared, floor, 0.0)
+    squared = gram.mul_(-2).add_(norms[:, None]).add_(norms)
+    return torch.threshold_(squared, floor, 0.0)
 
 
 def _distances_and_bandwidth(
@@ -696,7 +726,9 @@ def _distances_and_bandwidth(
 ) -> tuple[Float[Tensor, "n n"], float]:
     squared = _squared_distances(points)
     if sigma == "median":
-        apart = squared.detach()[squared.detach() > 0]
+        # Each pair once: the lower median is that of all pairs counted twice.
+        pairs = torch.cat([row[i + 1 :] for i, row in enumerate(squared.detach())])
+        apart = pairs[pairs > 0]
         width = apart.median().sqrt().item() if len(apart) else 0.0
     elif sigma == "mean_norm":
         width = 0.3 * points.detach().double().norm(dim=1).mean().item()
@@ -707,23 +739,44 @@ def _distances_and_bandwidth(
 
 
 def _kernel(squared: Float[Tensor, "*batch n n"], sigma: float) -> Float[Tensor, "*batch n n"]:
-    return (squared / (-2 * sigma**2)).exp()
+    """The Gaussian kernel, in the memory of the distances."""
+    return squared.div_(-2 * sigma**2).exp_()
 
 
 def _rescale(kernel: Float[Tensor, "*batch n n"], power: float) -> Float[Tensor, "*batch n n"]:
-    """R^-power K R^-power with R the row sums of K."""
+    """R^-power K R^-power with R the row sums of K; in its memory where no gradient needs K."""
     scale = kernel.sum(-1) ** -power
-    return scale[..., :, None] * kernel * scale[..., None, :]
+    rows, columns = scale[..., :, None], scale[..., None, :]
+    return rows * kernel * columns if kernel.requires_grad else kernel.mul_(rows).mul_(columns)
 
 
-def _diffusion_eigenvalues(
+def _diffusion_operator(
     squared: Float[Tensor, "*batch n n"], sigma: float, normalization: Normalization
-) -> Float[Tensor, "*batch n"]:
+) -> Float[Tensor, "*batch n n"]:
+    """The symmetric operator, in the memory of the distances."""
     kernel = _rescale(_kernel(squared, sigma), 1.0 if normalization == "one" else 0.5)
-    if normalization != "code":
-        # D^-1 K is similar to the symmetric D^-1/2 K D^-1/2.
-        kernel = _rescale(kernel, 0.5)
-    return torch.linalg.eigvalsh(kernel)
+    # D^-1 K is similar to the symmetric D^-1/2 K D^-1/2.
+    return kernel if normalization == "code" else _rescale(kernel, 0.5)
+
+
+def _operator_entropy(
+    operator: Float[Tensor, "*batch n n"],
+    t: float,
+    tolerance: float | None,
+    rng: np.random.Generator,
+) -> Float[Tensor, "*batch"]:
+    n = operator.shape[-1]
+    if tolerance is None or n < _ESTIMATE_FROM:
+        return _powered_entropy(torch.linalg.eigvalsh(operator).flip(-1), t)
+    entropies = []
+    for matrix in operator.reshape(-1, n, n):
+        estimate = entropy_estimate(matrix, t, tolerance, rng, max_products=n // _ROWS_A_PRODUCT)
+        entropies.append(
+            operator.new_tensor(estimate.entropy)
+            if estimate.meets(tolerance, n)
+            else _powered_entropy(torch.linalg.eigvalsh(matrix).flip(-1), t)
+        )
+    return torch.stack(entropies).reshape(operator.shape[:-2])
 
 
 def _entropy(p: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
@@ -841,6 +894,17 @@ def _check_time(t: float) -> float:
     if not (t > 0 and math.isfinite(t)):
         raise ValueError(f"t must be a positive finite number, but is {t!r}")
     return t
+
+
+def _check_tolerance(tolerance: float | None, t: float, Z: Tensor | np.ndarray) -> None:
+    if tolerance is None:
+        return
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be None or between 0 and 1, but is {tolerance!r}")
+    if t < 1:
+        raise ValueError(f"t must be at least 1 with a tolerance, but is {t!r}")
+    if isinstance(Z, Tensor) and Z.requires_grad and torch.is_grad_enabled():
+        raise ValueError("Z must not require gradients with a tolerance: an estimate has none")
 
 
 def _check_hermitian(
