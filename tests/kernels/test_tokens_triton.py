@@ -241,8 +241,8 @@ def test_linear_token_statistics_are_those_of_float64(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Two blocks of tokens by three of vocabulary.
-    monkeypatch.setattr(linear_triton, "_BLOCK_TOKENS", 2)
-    monkeypatch.setattr(linear_triton, "_BLOCK_ELEMENTS", 2 * 128)
+    for shape in ("_FORWARD", "_BACKWARD"):
+        monkeypatch.setattr(linear_triton, shape, (2, 128))
     hidden = randn(4, 8, seed=4).to(dtypes[0])
     weight = randn(300, 8, seed=5).to(dtypes[1])
     bias = randn(300, seed=6).to(dtypes[1]) if with_bias else None

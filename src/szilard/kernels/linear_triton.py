@@ -14,16 +14,18 @@ from szilard.kernels import tokens_triton
 from szilard.kernels.linear import Head
 from szilard.kernels.tokens import RowMoments
 
-_BLOCK_ELEMENTS = 1 << 23
-"""Logits in a block: 32 MiB, of the 40 to 50 MiB that the second-level cache has."""
-_BLOCK_TOKENS = 2048
+_FORWARD = 1024, 8192
+"""Tokens by words of a block: 32 MiB of logits, of 40 to 50 MiB that the second-level cache has."""
+_BACKWARD = 4096, 4096
+"""Larger and square, for each block is added to as many rows of both gradients as it has sides."""
 
 
 def moments(head: Head, targets: Tensor | None) -> tuple[RowMoments, Tensor]:
     """As `linear.moments`: a block of vocabulary is some parts of every row, merged at the end."""
-    hidden, weight, bias, scale = head.hidden, head.weight, head.bias, head.scale
+    hidden, weight, scale = head.hidden, head.weight, head.scale
+    bias = None if head.bias is None else head.bias.contiguous()
     (rows, vocab), device = (len(hidden), len(weight)), hidden.device
-    tall, wide = _block_shape(rows)
+    tall, wide = _block_shape(rows, _FORWARD)
     words = _blocks(vocab, wide)
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     room = _room(tall, wide, vocab, torch.float32, device)
@@ -60,10 +62,11 @@ def gradients(
     needed: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As `linear.gradients`; gradients to logits are rounded to the operands' dtype for products."""
-    hidden, weight, bias, scale = head.hidden, head.weight, head.bias, head.scale
+    hidden, weight, scale = head.hidden, head.weight, head.scale
+    bias = None if head.bias is None else head.bias.contiguous()
     need_hidden, need_weight, need_bias = needed
     (rows, width), (vocab, device) = hidden.shape, (len(weight), hidden.device)
-    tall, wide = _block_shape(rows)
+    tall, wide = _block_shape(rows, _BACKWARD)
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     room = _room(tall, wide, vocab, torch.float32, device)
     # In float32 the gradient takes the place of the logits.
@@ -124,10 +127,10 @@ _HALVES_TO_FLOAT32 = "dtype_out" in torch.ops.aten.mm.overloads()
 """Whether this version of torch has products of halves that are not rounded to halves."""
 
 
-def _block_shape(rows: int) -> tuple[int, int]:
-    tall = max(1, min(rows, _BLOCK_TOKENS))
-    # Widths that keep rows aligned, and as many blocks as that gives of about equal size.
-    return tall, max(128, _BLOCK_ELEMENTS // tall // 128 * 128)
+def _block_shape(rows: int, most: tuple[int, int]) -> tuple[int, int]:
+    """As many tokens as there are, up to the most, by as many words as then make a block."""
+    tall = max(1, min(rows, most[0]))
+    return tall, most[0] * most[1] // tall // 8 * 8  # every row of a block begins aligned
 
 
 def _room(tall: int, wide: int, vocab: int, dtype: torch.dtype, device: torch.device) -> Tensor:

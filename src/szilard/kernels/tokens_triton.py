@@ -33,8 +33,10 @@ _NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 _PROGRAMS = 2048
 """Programs that fill the largest cards several times over."""
 _MOST_PARTS = 1024
-_WARPS = 4
-_LANES = 32 * _WARPS
+_WARPS, _NARROW = 4, 16_384
+"""Warps that share a row; of many rows of up to so many logits, one warp takes each."""
+_HELD = 32
+"""Elements of a tile in a lane."""
 _ALIGNMENT = tl.constexpr(16)
 """Bytes that a thread loads at once."""
 _STAGES = 3
@@ -174,12 +176,14 @@ def _moments(
     scale, softcap = tl.cast(scale, tl.float32), tl.cast(softcap, tl.float32)
     rate = scale * _LOG2_E
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    here = logits + (row // inner) * outer_stride + (row % inner) * inner_stride
+    offset = (row // inner) * outer_stride + (row % inner) * inner_stride
     # Tiles begin where a thread's load is aligned, `head` places before the row.
     head = 0
-    if not ALIGNED:
-        head = _head(here, WIDE)
-        here = tl.multiple_of(here - head, _ALIGNMENT)
+    if ALIGNED:
+        here = logits + tl.multiple_of(offset, WIDE)
+    else:
+        head = _head(logits + offset, WIDE)
+        here = tl.multiple_of(logits + offset - head, _ALIGNMENT)
     begin = part * tiles * TILE
     end = tl.minimum(begin + tiles * TILE, head + vocab)
     if MASK:
@@ -346,15 +350,17 @@ def _polynomials(
     scale, softcap = tl.cast(scale, tl.float32), tl.cast(softcap, tl.float32)
     program = tl.program_id(0)
     row, start = (program // tiles).to(tl.int64), (program % tiles) * TILE
-    here = logits + (row // inner) * outer_stride + (row % inner) * inner_stride
-    target = out + row * out_stride
+    offset = (row // inner) * outer_stride + (row % inner) * inner_stride
     head = 0
-    if not ALIGNED:
-        head = _head(here, WIDE)
-        here = tl.multiple_of(here - head, _ALIGNMENT)
-        target -= head
-        if OUT_ALIGNED:
-            target = tl.multiple_of(target, _ALIGNMENT)
+    if ALIGNED:
+        here = logits + tl.multiple_of(offset, WIDE)
+    else:
+        head = _head(logits + offset, WIDE)
+        here = tl.multiple_of(logits + offset - head, _ALIGNMENT)
+    out_offset = row * out_stride - head
+    if OUT_ALIGNED:
+        out_offset = tl.multiple_of(out_offset, WIDE)
+    target = out + out_offset
     place, end = start + tl.arange(0, TILE), head + vocab
     inside = (place >= head) & (place < end)
     stop = end
@@ -406,7 +412,9 @@ def buffers(parts: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor
 
 def parts_of(rows: int, vocab: int, itemsize: int) -> int:
     """Into how many parts each row is cut, so that few rows still keep the whole card busy."""
-    tiles = triton.cdiv(vocab, _chunks(rows) * _LANES * (_ALIGNMENT.value // itemsize))
+    wide = _ALIGNMENT.value // itemsize
+    warps, chunks = _tile(rows, vocab, wide)
+    tiles = triton.cdiv(vocab, chunks * 32 * warps * wide)
     return max(1, min(triton.cdiv(_PROGRAMS, max(1, rows)), tiles, _MOST_PARTS))
 
 
@@ -437,8 +445,9 @@ def part_moments(
         chosen: (outer * inner), float64.
         first_token: id of the first of these tokens.
     """
-    (outer, inner, vocab), (parts, rows) = logits.shape, argmax.shape
-    wide, chunks = _ALIGNMENT.value // logits.element_size(), _chunks(outer * inner)
+    (_, inner, vocab), (parts, rows) = logits.shape, argmax.shape
+    wide = _ALIGNMENT.value // logits.element_size()
+    warps, chunks = _tile(rows, vocab, wide)
     aligned = _aligned(logits, logits.stride()[:2])
     # Rows that begin `head` < `wide` places late may reach into one tile more.
     length = vocab if aligned else vocab + wide - 1
@@ -448,11 +457,11 @@ def part_moments(
                 logits, _bytes(mask, logits), _given(bias, logits), _given(targets, logits),
                 argmax, fields, _given(chosen, logits), rows, fields.stride(0), inner,
                 logits.stride(0), logits.stride(1), vocab, first_token,
-                triton.cdiv(triton.cdiv(length, chunks * _LANES * wide), parts),
+                triton.cdiv(triton.cdiv(length, chunks * 32 * warps * wide), parts),
                 scale, 1.0 if softcap is None else softcap,
                 MASK=mask is not None, BIAS=bias is not None, SOFTCAP=softcap is not None,
                 TARGETS=targets is not None, ALIGNED=aligned, STAGES=_STAGES,
-                CHUNKS=chunks, LANES=_LANES, WIDE=wide, num_warps=_WARPS,
+                CHUNKS=chunks, LANES=32 * warps, WIDE=wide, num_warps=warps,
             )  # fmt: skip
 
 
@@ -499,12 +508,13 @@ def polynomial(
     outer, inner, vocab = logits.shape
     rows, wide = outer * inner, _ALIGNMENT.value // logits.element_size()
     aligned = _aligned(logits, logits.stride()[:2])
-    # The heads of rows of `out` follow those of the logits where both begin and go on alike.
+    # Less its head, a row of `out` is aligned where it begins as far from that as the logits' row.
     alike = logits.element_size() == out.element_size() and (
         (logits.data_ptr() - out.data_ptr()) % _ALIGNMENT.value == 0
         and (logits.stride(1) - out.stride(0)) % wide == 0
         and (outer == 1 or (logits.stride(0) - inner * out.stride(0)) % wide == 0)
     )
+    alike = alike or (aligned and _aligned(out, out.stride()[:1]))
     tiles = triton.cdiv(vocab if aligned else vocab + wide - 1, _TILE)
     if rows:
         with torch.cuda.device_of(logits):
@@ -528,9 +538,11 @@ def _bytes(mask: Tensor | None, stand_in: Tensor) -> Tensor:
     return stand_in if mask is None else mask.contiguous().view(torch.uint8)
 
 
-def _chunks(rows: int) -> int:
-    """Pieces of a tile that a lane holds: fewer where a row must be shared out to many programs."""
-    return 1 if rows < _PROGRAMS // 16 else 4
+def _tile(rows: int, vocab: int, wide: int) -> tuple[int, int]:
+    """Warps that share a row, and pieces of a tile that a lane holds."""
+    # Few rows must be shared out to many programs, and many short ones should end at little cost.
+    chunks = 1 if rows < _PROGRAMS // 16 else _HELD // wide
+    return (1 if vocab <= _NARROW and rows >= _PROGRAMS // 4 else _WARPS), chunks
 
 
 def _aligned(x: Tensor, strides: tuple[int, ...]) -> bool:
