@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from szilard.kernels import tokens, tokens_cpu
+from szilard.kernels import compiled, tokens
 
 # What is asked of float32 entropies: 1e-5 relative above 1e-4 nats, 1e-6 absolute below.
 RELATIVE, SMALL, ABSOLUTE = 1e-5, 1e-4, 1e-6
@@ -170,7 +170,7 @@ def test_merging_two_halves_gives_the_whole(path: str) -> None:
 def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     z = torch.randn(7, 3000, generator=torch.Generator().manual_seed(2))
     one = tokens.row_moments(z, 1.0, None)
-    monkeypatch.setattr(tokens_cpu, "_SERIAL", 1)
+    monkeypatch.setattr(compiled, "_SERIAL", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     three = tokens.row_moments(z, 1.0, None)
     assert torch.equal(one.total, three.total)
@@ -202,4 +202,4 @@ def test_without_a_writable_cache_the_kernels_still_compile(
         return njit(**options)
 
     monkeypatch.setattr(numba, "njit", no_locator)
-    assert tokens_cpu._compiled()(lambda x: x + 1)(2) == 3
+    assert compiled._compiled()(lambda x: x + 1)(2) == 3

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from torch import Tensor
 
-from szilard.kernels.tokens_cpu import (
+from szilard.kernels.compiled import (
     _as_bits,
     _as_float,
     _compiled,

@@ -182,7 +182,8 @@ def _has_triton() -> bool:
 
 
 def _compiled_for(logits: Tensor) -> bool:
-    return logits.device.type == "cpu" and logits.dtype in {torch.float32, torch.bfloat16}
+    dtypes = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    return logits.device.type == "cpu" and logits.dtype in dtypes
 
 
 def _row_blocks(logits: Tensor) -> Iterator[tuple[int, int, Tensor]]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from szilard.kernels.tokens_cpu import _compiled
+from szilard.kernels.compiled import _compiled
 
 _RANGE = 1 << 20  # span of token ids that a table of counts may have whatever the text's length
 _SERIAL = 1 << 15  # steps below which another thread costs more than it saves

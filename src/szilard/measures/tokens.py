@@ -326,8 +326,8 @@ def _outputs(
     log_p: Tensor, moments: RowMoments, with_target: bool, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
     entropy = (moments.total.log() - moments.mean).to(dtype)
-    log_p = log_p.to(dtype)
-    target, top = (log_p[:, 0], log_p[:, 1:]) if with_target else (None, log_p)
+    # The top stays wide: the entropy among the likeliest is what is left of 1 - p.
+    target, top = (log_p[:, 0].to(dtype), log_p[:, 1:]) if with_target else (None, log_p)
     return target, top, entropy, moments.variance.to(dtype)
 
 
@@ -343,7 +343,7 @@ def _statistics(
     shape: torch.Size,
 ) -> TokenStatistics:
     def place(x: Tensor) -> Tensor:
-        return (x if mask is None else torch.where(mask, x, 0)).view(shape)
+        return (x if mask is None else torch.where(mask, x, 0)).to(entropy.dtype).view(shape)
 
     return TokenStatistics(
         None if logprob is None else place(logprob * unit),
