@@ -27,6 +27,7 @@ from numba.np.arrayobj import make_array
 
 _LANES = 16
 _SERIAL = 1 << 11  # points (more than a leaf's) below which another thread costs more than it saves
+_SAMPLE = 64  # points of a piece that tell how wide it is
 _JOBS = 8  # a thread: queries differ in cost, and whoever is done takes the next job
 
 
@@ -269,29 +270,32 @@ def _load_query(leaves, d, slot, query):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _part(keys, items, begin, end, pivot, equals):  # type: ignore[no-untyped-def]
+    """Moves what is below the pivot (or equals it, if asked) to the front; says where that ends."""
+    front = begin
+    for i in range(begin, end):
+        # Swaps always: a branch would be mispredicted half of the time.
+        key, item = keys[i], items[i]
+        keys[i], items[i] = keys[front], items[front]
+        keys[front], items[front] = key, item
+        front += (key < pivot) | (equals & (key == pivot))
+    return front
+
+
+@_compiled
 def _select(keys, items, begin, end, nth):  # type: ignore[no-untyped-def]
     """Reorders both over begin..end: no key before place `nth` is larger than one from there on."""
-    last = end - 1
-    while begin < last:
-        a, b, c = keys[begin], keys[(begin + last) // 2], keys[last]
+    while begin < nth < end:
+        a, b, c = keys[begin], keys[(begin + end) // 2], keys[end - 1]
         pivot = max(min(a, b), min(max(a, b), c))
-        i, j = begin, last
-        while i <= j:
-            while keys[i] < pivot:
-                i += 1
-            while keys[j] > pivot:
-                j -= 1
-            if i <= j:
-                keys[i], keys[j] = keys[j], keys[i]
-                items[i], items[j] = items[j], items[i]
-                i += 1
-                j -= 1
-        if nth <= j:
-            last = j
-        elif nth >= i:
-            begin = i
+        middle = _part(keys, items, begin, end, pivot, False)
+        if nth < middle:
+            end = middle
+        elif middle > begin:
+            begin = middle
         else:
-            return
+            # Nothing is smaller than the pivot, of which there may be many.
+            begin = _part(keys, items, begin, end, pivot, True)
 
 
 @_compiled
@@ -303,7 +307,8 @@ def _split(columns, order, keys, begin, end):  # type: ignore[no-untyped-def]
     widest, width = 0, -1.0
     for dim in range(len(columns)):
         low, high = np.inf, -np.inf
-        for i in range(begin, end):
+        # Some of many will do: any coordinate is right, a wide one only faster.
+        for i in range(begin, end, max(1, (end - begin) // _SAMPLE)):
             value = columns[dim, order[i]]
             low, high = min(low, value), max(high, value)
         if high - low > width:
