@@ -18,8 +18,9 @@ from torch import Tensor
 
 from szilard.kernels.tokens import accumulator, row_moments, softmax_polynomial
 
-_BLOCK_ELEMENTS = 1 << 18
-"""Scores a thread holds at once (1 MiB in float32), weights in a temporary of the torch path."""
+_BLOCK_ELEMENTS = (1 << 19) - 1
+"""Scores a thread holds at once (2 MiB in float32), weights in a temporary of the torch path. As many
+as `row_moments` still goes through alone: its threads would get in the way of those here."""
 _LEAST_ROWS = 16
 """Queries below which a block would spend its time on reading the keys."""
 _SERIAL = 1 << 17
@@ -114,12 +115,13 @@ class Scores(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Queries start..stop of one head, all of which see a key, the last of them `keys`."""
+    """Queries start..stop of one head, of which the first sees `least` keys, the last `keys`."""
 
     batch: int
     head: int
     start: int
     stop: int
+    least: int
     keys: int
 
 
@@ -170,6 +172,7 @@ def score_entropy_gradients(scores: Scores, grad: Tensor) -> tuple[Tensor, Tenso
 
 
 def _blocks(scores: Scores) -> Iterator[Block]:
+    """All blocks but for the queries that see no key."""
     heads, queries, keys = *scores.query.shape[1:3], scores.key.shape[2]
     step = max(_LEAST_ROWS, _BLOCK_ELEMENTS // keys)
     for batch, lengths in enumerate(scores.lengths.tolist()):
@@ -177,7 +180,7 @@ def _blocks(scores: Scores) -> Iterator[Block]:
         for head in range(heads):
             for start in range(sighted, queries, step):
                 stop = min(start + step, queries)
-                yield Block(batch, head, start, stop, lengths[stop - 1])
+                yield Block(batch, head, start, stop, lengths[start], lengths[stop - 1])
 
 
 def _surely_finite(scores: Scores) -> bool:
@@ -248,7 +251,8 @@ class _Buffers:
         width, (tall, wide) = query.shape[-1], z.shape
         _multiply(self._query[:tall, :width], self._key_t[:width, :wide], z)
         z = z[: block.stop - block.start]
-        _fill(z, self._scores.lengths[block.batch, rows], -torch.inf)
+        if block.least < z.shape[1]:
+            _fill(z, self._scores.lengths[block.batch, rows], -torch.inf)
         return z
 
     def slopes(self, block: Block) -> Tensor:
