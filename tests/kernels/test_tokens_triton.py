@@ -4,6 +4,9 @@
 """
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -319,3 +322,38 @@ def test_linear_blocks_of_the_cpu_and_of_the_gpu_agree() -> None:
     for x, y in zip(columns(found), columns(expected), strict=True):
         torch.testing.assert_close(x.cpu().double(), y.double(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found_logit.cpu(), logit.double(), rtol=1e-5, atol=1e-6)
+
+
+COMPILE = """
+import re
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from szilard.kernels import tokens_triton
+
+kernel = tokens_triton._moments
+numbers = "rows plane inner vocab first_token tiles inner_stride".split()
+types = dict.fromkeys(numbers, "i32") | {"outer_stride": "i64", "scale": "fp32", "softcap": "fp32"}
+types |= {"logits": "*bf16", "counts": "*u8", "bias": "*bf16", "targets": "*i64", "argmax": "*i64"}
+types |= {"fields": "*fp64", "chosen": "*fp64"}
+fixed = dict.fromkeys("MASK BIAS SOFTCAP TARGETS".split(), False)
+fixed |= {"ALIGNED": True, "STAGES": 3, "CHUNKS": 4, "LANES": 128, "WIDE": 8}
+names = kernel.arg_names
+source = ASTSource(
+    fn=kernel,
+    signature={name: types.get(name, "constexpr") for name in names},
+    constexprs={(names.index(name),): value for name, value in fixed.items()},
+    attrs={(names.index(name),): [["tt.divisibility", 16]] for name in ("logits", "vocab")},
+)
+ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]
+print(len(re.findall("cp.async.cg.shared.global .*, 0x10,", ptx)))
+"""
+
+
+@pytest.mark.slow
+def test_the_kernel_compiles_for_an_h100_with_wide_asynchronous_loads() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", COMPILE]
+    loads = subprocess.check_output(command, text=True, env=environment)
+    # Two tiles under way before the loop and one in it, each four times 16 bytes a lane.
+    assert int(loads) == 12
