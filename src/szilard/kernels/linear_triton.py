@@ -67,6 +67,8 @@ def gradients(
     need_hidden, need_weight, need_bias = needed
     (rows, width), (vocab, device) = hidden.shape, (len(weight), hidden.device)
     tall, wide = _block_shape(rows, _BACKWARD)
+    # Few tokens make no wider blocks here: one of the weight's gradient is held in float32.
+    wide = min(wide, _BACKWARD[1])
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     room = _room(tall, wide, vocab, torch.float32, device)
     # In float32 the gradient takes the place of the logits.
@@ -74,7 +76,8 @@ def gradients(
     grad_hidden = torch.empty(rows, width, device=device) if need_hidden else None
     grad_weight = torch.empty_like(weight) if need_weight else None
     grad_bias = torch.empty_like(bias) if bias is not None and need_bias else None
-    gw_room = torch.empty(min(wide, vocab), width, device=device) if need_weight else None
+    rounded = grad_weight is not None and weight.dtype != torch.float32
+    gw_room = torch.empty(min(wide, vocab), width, device=device) if rounded else grad_weight
     of_row = torch.stack((moments.maximum, moments.total, moments.mean, *coefficients))
     blocks = _blocks(rows, tall)
     pieces = [
@@ -82,7 +85,7 @@ def gradients(
     ]
     for words in _blocks(vocab, wide):
         w = weight[words].to(dtype)
-        gw = None if gw_room is None else gw_room[: len(w)]
+        gw = None if gw_room is None else gw_room[: len(w)] if rounded else gw_room[words]
         if gw is not None and not rows:
             gw.zero_()
         gb = torch.zeros(len(w), device=device)
@@ -107,7 +110,7 @@ def gradients(
                 _product(g.T, h, gw, add=tokens.start > 0)
             if grad_bias is not None:
                 gb += g.sum(0, dtype=torch.float32)
-        if grad_weight is not None and gw is not None:
+        if rounded and grad_weight is not None and gw is not None:
             grad_weight[words] = gw
         if grad_bias is not None:
             grad_bias[words] = gb
