@@ -175,8 +175,8 @@ def machine() -> dict[str, str]:
     }
 
 
-def save(results: list[Result], path: Path) -> None:
-    """Writes the results of one kernel family as JSON."""
+def save(results: list[Result], path: Path, device: Mapping[str, str]) -> None:
+    """Writes the results of one kernel family as JSON, with the machine and device they are from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [asdict(result) for result in results]
-    path.write_text(json.dumps({"machine": machine(), "results": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine() | device, "results": rows}, indent=1) + "\n")

@@ -41,14 +41,17 @@ def main() -> int:
         began = time.perf_counter()
         results = []
         table = Table("work", "time", "others / szilard", "of the limit", "memory", "targets")
-        for case in import_module(family).cases():
+        module = import_module(family)
+        for case in module.cases():
             with console.status(f"{case.kernel}: {case.work}"):
                 result = measure(case)
             results.append(result)
             table.add_row(result.work, *columns(result))
             missed += [f"{result.kernel}, {result.work}: {name}" for name in result.missed]
+        if not results:  # what it needs is not here, and it has said so
+            continue
         console.print(table, f"{family}: {time.perf_counter() - began:.0f} s")
-        save(results, RESULTS / f"{family}.json")
+        save(results, RESULTS / f"{family}.json", getattr(module, "machine", dict)())
     write_page()
     print(f"page: {PAGE.relative_to(HERE.parent)}")
     for line in missed:
