@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from szilard.kernels import compiled, tokens
+from szilard.kernels import compiled, tokens, tokens_cpu
 
 # What is asked of float32 entropies: 1e-5 relative above 1e-4 nats, 1e-6 absolute below.
 RELATIVE, SMALL, ABSOLUTE = 1e-5, 1e-4, 1e-6
@@ -177,6 +177,60 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadPoolExecutor(4) as pool:
         for again in pool.map(lambda _: tokens.row_moments(z, 1.0, None), range(8)):
             assert torch.equal(one.variance, again.variance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("vocab", [1025, 4099])
+def test_a_row_in_pieces_equals_the_whole_row(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, vocab: int
+) -> None:
+    z, mask = rows(vocab, 3.0).to(dtype), torch.arange(8) != 3
+    coefficients = torch.randn(3, 8, generator=torch.Generator().manual_seed(1)).double()
+    whole = tokens.row_moments(z, 0.7, mask)
+    value = tokens.softmax_polynomial(z, 0.7, whole, coefficients, mask)
+    monkeypatch.setattr(tokens_cpu, "_PIECE", 500)
+    monkeypatch.setattr(compiled, "_SERIAL", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    parts = tokens.row_moments(z, 0.7, mask)
+    # Sums in another order, in float32 but for float64 logits.
+    rtol = 1e-12 if dtype == torch.float64 else 1e-5
+    assert torch.equal(parts.argmax, whole.argmax)
+    assert torch.equal(parts.maximum, whole.maximum)
+    for name in ("total", "mean", "variance"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=rtol, atol=1e-9)
+    # Every entry is computed alone: pieces change nothing.
+    assert torch.equal(tokens.softmax_polynomial(z, 0.7, whole, coefficients, mask), value)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_a_poisoned_piece_poisons_its_row(monkeypatch: pytest.MonkeyPatch, poison: float) -> None:
+    monkeypatch.setattr(tokens_cpu, "_PIECE", 500)
+    z = torch.full((3, 2000), -torch.inf)
+    z[1, 1900], z[2, 3], z[2, 1900] = poison, 1.0, poison
+    moments = tokens.row_moments(z, 1.0, None)
+    assert moments.maximum[0] == -torch.inf
+    assert moments.total.isnan().tolist() == [False, True, True]
+    assert moments.maximum.isnan().tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_16_bits_is_read_exactly(dtype: torch.dtype) -> None:
+    z = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    z = z[z.isfinite() | (z == -torch.inf)].view(-1, 1)
+    assert torch.equal(tokens.row_moments(z, 1.0, None).maximum, z[:, 0].double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_rounded_to_nearest_even(dtype: torch.dtype) -> None:
+    # p = 1/2, so that what is stored is half of the coefficient, rounded once.
+    bits = torch.arange(-(2**31), 2**31, 2**16 + 2**11 + 1)
+    a = bits.to(torch.int32).view(torch.float32)
+    a = a[a.abs() < 2.0**15]
+    z = torch.zeros(len(a), 2, dtype=dtype)
+    coefficients = torch.stack((a.double() * 2, *torch.zeros(2, len(a)).double()))
+    value = tokens.softmax_polynomial(z, 1.0, tokens.row_moments(z, 1.0, None), coefficients, None)
+    normal = a.abs() >= torch.finfo(torch.float32).tiny
+    assert torch.equal(value[normal, 0], a.to(dtype)[normal])
 
 
 def test_processes_side_by_side_agree_and_importing_does_not_load_the_compiler() -> None:
