@@ -45,7 +45,7 @@ def clouds(draw: st.DrawFn) -> np.ndarray:
     return np.asfortranarray(x) if draw(st.booleans()) else np.repeat(x, 2, axis=0)[::2]
 
 
-several_threads = mock.patch.object(neighbors, "_SERIAL", 16)
+several_threads = mock.patch.multiple(neighbors, _SERIAL=16, _PIECE=16)
 norms = pytest.mark.parametrize("euclidean", [False, True])
 
 

@@ -26,7 +26,8 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 _LANES = 16
-_SERIAL = 1 << 11  # points (more than a leaf's) below which another thread costs more than it saves
+_SERIAL = 1 << 11  # queries below which another thread costs more than it saves
+_PIECE = 1 << 14  # points (at least a leaf's) that are not worth arranging apart
 _SAMPLE = 64  # points of a piece that tell how wide it is
 _JOBS = 8  # a thread: queries differ in cost, and whoever is done takes the next job
 
@@ -123,7 +124,7 @@ def _build(points: np.ndarray, threads: int) -> Tree:
     pieces = [(0, n)]
     while len(pieces) < 4 * threads and threads > 1:
         begin, end = max(pieces, key=lambda piece: piece[1] - piece[0])
-        if end - begin <= _SERIAL:
+        if end - begin <= _PIECE:
             break
         middle = _split(columns, order, keys, begin, end)
         pieces.remove((begin, end))
