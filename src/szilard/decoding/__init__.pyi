@@ -1,9 +1,23 @@
+from .entropy_adaptive import (
+    EADCost,
+    EADOutput,
+    EntropyAdaptiveDecoder,
+    RollingEntropyController,
+    paper_cost,
+    route_trace,
+)
 from .reading import CachedReader
 from .trace import EntropyRecorder, TokenTrace
 from .typical import LocalTypicality, local_typicality, typical_mask, typical_sample
 from .typical_processor import TypicalLogitsProcessor
 
 __all__ = [
+    "EntropyAdaptiveDecoder",
+    "RollingEntropyController",
+    "EADOutput",
+    "EADCost",
+    "route_trace",
+    "paper_cost",
     "TypicalLogitsProcessor",
     "typical_mask",
     "typical_sample",
