@@ -417,6 +417,89 @@ class TestDiffusionSpectralEntropy:
             diffusion_spectral_entropy([[0.0], [1.0]])
 
 
+class TestTolerance:
+    """An estimate in place of the eigenvalues, from as few points as a test can afford."""
+
+    @pytest.fixture(autouse=True)
+    def estimates_from_300_points(self, monkeypatch):
+        monkeypatch.setattr(spectral, "_ESTIMATE_FROM", 300)
+        monkeypatch.setattr(spectral, "_ROWS_A_PRODUCT", 5)
+
+    @pytest.mark.parametrize("normalization", ["code", "half", "one"])
+    @pytest.mark.parametrize("t", [1, 2, 10])
+    @pytest.mark.parametrize(("d", "sigma"), [(2, 0.3), (8, 1.0), (64, 5.0), (16, 50.0)])
+    def test_entropy_is_within_the_tolerance_of_that_of_the_eigenvalues(
+        self, normalization, t, d, sigma
+    ):
+        points, how = cloud(400, d), {"normalization": normalization}
+        exact = diffusion_spectral_entropy(points, sigma, t, **how)
+        value = diffusion_spectral_entropy(points, sigma, t, tolerance=1e-3, **how)
+        # 400 eigenvalues in float64 round to about 1e-12 together.
+        assert value == pytest.approx(exact, rel=1e-3, abs=4e-12)
+
+    def test_an_estimate_that_misses_the_tolerance_gives_way_to_the_eigenvalues(self):
+        points = cloud(400, 8)
+        exact = diffusion_spectral_entropy(points, 1.0)
+        assert diffusion_spectral_entropy(points, 1.0, tolerance=1e-3) != exact
+        assert diffusion_spectral_entropy(points, 1.0, tolerance=1e-14) == exact
+
+    def test_fewer_points_than_pay_are_measured_exactly(self):
+        points = cloud(299, 8)
+        exact = diffusion_spectral_entropy(points, 1.0)
+        assert diffusion_spectral_entropy(points, 1.0, tolerance=1e-3) == exact
+
+    def test_tensors_and_arrays_agree_and_the_seed_decides(self):
+        points = cloud(400, 8)
+        value = diffusion_spectral_entropy(points, 1.0, tolerance=1e-3)
+        tensor = diffusion_spectral_entropy(torch.from_numpy(points), 1.0, tolerance=1e-3)
+        # The same operations; LAPACK rounds by where its work arrays lie in memory.
+        assert tensor.item() == pytest.approx(value, rel=1e-12)
+        assert tensor.dtype == torch.float64
+        default = diffusion_spectral_entropy(points, 1.0, tolerance=1e-3, rng=None)
+        assert default == pytest.approx(value, rel=1e-12)
+        other = diffusion_spectral_entropy(points, 1.0, tolerance=1e-3, rng=1)
+        assert abs(other - value) > 1e-9
+
+    def test_base_is_the_unit_and_points_are_left_alone(self):
+        points = cloud(400, 8)
+        before = points.copy()
+        nats = diffusion_spectral_entropy(points, 1.0, tolerance=1e-3)
+        bits = diffusion_spectral_entropy(points, 1.0, tolerance=1e-3, base=2)
+        assert bits == pytest.approx(nats / math.log(2), rel=1e-12)
+        assert (points == before).all()
+
+    def test_mutual_information_is_within_the_tolerance_of_its_entropies(self):
+        points, labels = cloud(700, 8), np.repeat([0, 1], 350)
+        points[350:, 0] += 4.0
+        exact = diffusion_spectral_mutual_information(points, labels, 1.0)
+        value = diffusion_spectral_mutual_information(points, labels, 1.0, tolerance=1e-3)
+        assert value.value != exact.value
+        assert value.value == pytest.approx(exact.value, abs=2e-3 * math.log(350))
+
+    @pytest.mark.filterwarnings("default:entropy within 2 %")
+    def test_warns_where_sigma_does_not_resolve_the_points(self):
+        with pytest.warns(UserWarning, match="within 2 % of 0"):
+            diffusion_spectral_entropy(cloud(400), 1e4, tolerance=1e-3)
+
+    @pytest.mark.parametrize("tolerance", [0.0, -1e-3, 1.0, math.nan, math.inf])
+    def test_refuses_a_tolerance_outside_0_and_1(self, tolerance):
+        with pytest.raises(ValueError, match="tolerance must be None or between 0 and 1"):
+            diffusion_spectral_entropy(cloud(), tolerance=tolerance)
+        with pytest.raises(ValueError, match="tolerance must be None or between 0 and 1"):
+            diffusion_spectral_mutual_information(
+                cloud(), np.zeros(60, dtype=int), tolerance=tolerance
+            )
+
+    def test_refuses_early_times_and_gradients(self):
+        with pytest.raises(ValueError, match="t must be at least 1 with a tolerance"):
+            diffusion_spectral_entropy(cloud(), t=0.5, tolerance=1e-3)
+        points = torch.from_numpy(cloud()).requires_grad_()
+        with pytest.raises(ValueError, match="Z must not require gradients"):
+            diffusion_spectral_entropy(points, tolerance=1e-3)
+        with torch.no_grad():
+            diffusion_spectral_entropy(points, 1.0, tolerance=1e-3)
+
+
 class TestDiffusionSpectralMutualInformation:
     def test_far_tight_clusters_with_their_labels_give_log_k_not_the_labels_entropy(self):
         points, labels = clusters([60, 40]), np.repeat([0, 1], [60, 40])
