@@ -707,7 +707,7 @@ def common_vocabulary(
     ours, theirs = (tokenizer.get_vocab() for tokenizer in tokenizers)
     differing = sorted(
         (t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)),
-        key=lambda token: min(ours.get(token, math.inf), theirs.get(token, math.inf)),
+        key=lambda token: (min(ours.get(token, math.inf), theirs.get(token, math.inf)), token),
     )
     if differing:
         token = differing[0]
