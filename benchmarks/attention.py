@@ -189,6 +189,7 @@ def cases() -> Iterator[Case]:
         {"plain torch": partial(gradients, from_log_softmax, query, key)},
         ("q @ k.T", partial(products, query, key, out)),
         memory=MEMORY,
+        ratio=1.5,  # three products a score in both, and ours are no faster than theirs
     )
     for dtype in (torch.float32, torch.bfloat16):
         generator = torch.Generator().manual_seed(0)
