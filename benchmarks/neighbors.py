@@ -7,7 +7,7 @@ numbers against numbers) is what is timed; that it cuts negative estimates off a
 dependent variables. All of them sum the same terms over the same neighbours. Szilard uses as many
 threads as torch does; its peers have no such choice.
 
-infomeasure takes minutes for 100,000 points in ten dimensions. It is timed there on 20,000, and
+infomeasure takes minutes for 100,000 points in ten dimensions. It is timed there on 10,000, and
 Szilard alone on all; with `BENCH=full` in the environment infomeasure too.
 """
 
@@ -26,7 +26,7 @@ from szilard.measures import kozachenko_leonenko, ksg_mutual_information
 K = 3
 POINTS = 100_000
 FULL = os.environ.get("BENCH") == "full"
-FEWER = POINTS if FULL else 20_000
+FEWER = POINTS if FULL else 10_000
 
 
 def cases() -> Iterator[Case]:
