@@ -10,6 +10,8 @@ from .reading import CachedReader
 from .trace import EntropyRecorder, TokenTrace
 from .typical import LocalTypicality, local_typicality, typical_mask, typical_sample
 from .typical_processor import TypicalLogitsProcessor
+from .uscd import collision_to_std, std_to_collision, strip_examples, uscd_combine
+from .uscd_processor import USCDLogitsProcessor, USCDRecord
 
 __all__ = [
     "EntropyAdaptiveDecoder",
@@ -23,6 +25,12 @@ __all__ = [
     "typical_sample",
     "local_typicality",
     "LocalTypicality",
+    "USCDLogitsProcessor",
+    "USCDRecord",
+    "uscd_combine",
+    "strip_examples",
+    "std_to_collision",
+    "collision_to_std",
     "EntropyRecorder",
     "TokenTrace",
     "CachedReader",

@@ -8,7 +8,10 @@ asked something and forget the question.
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +33,7 @@ class CachedReader:
 
     Args:
         model: a causal language model of transformers.
-        rewinds: whether `ask` will be called. Caches of sliding-window layers drop what left the
+        rewinds: whether `ask` or `aside` will be called. Caches of sliding-window layers drop what left the
             window and must be told beforehand to keep it until the question is forgotten.
 
     Attributes:
@@ -53,6 +56,7 @@ class CachedReader:
         self.forwards = 0
         self.fed = 0
         self._rewinds = rewinds
+        self._aside = False
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     @property
@@ -85,14 +89,13 @@ class CachedReader:
                 keeps no cache.
         """
         output = self._forward(ids, attention_mask, keep, forward)
-        if self._rewinds and hasattr(self.cache, "activate_past_recording"):
+        if self._rewinds and not self._aside and hasattr(self.cache, "activate_past_recording"):
             if self.forwards == 1:
                 self.cache.activate_past_recording()
             # Lets sliding windows drop what they no longer need.
             self.cache.crop(0)
         return output
 
-    @torch.no_grad()
     def ask(
         self,
         ids: Integer[Tensor, "batch tokens"],
@@ -103,22 +106,35 @@ class CachedReader:
         """As `read`, and forgets these tokens again.
 
         Raises:
-            ValueError: as `read`; the reader was not made to rewind, or its model's state can't be
-                put back (recurrent layers).
+            ValueError: as `read` and `aside`.
+        """
+        with self.aside():
+            return self.read(ids, keep=keep, **forward)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is read inside is forgotten at its end: a question and an answer of several tokens.
+
+        Raises:
+            ValueError: nothing was read yet, the reader was not made to rewind, or its model's state
+                can't be put back (recurrent layers).
         """
         if not self._rewinds:
             raise ValueError("the reader was made with rewinds=False, so that it can't forget")
-        before = self.attention_mask
+        before, length = self.attention_mask, self.length
         if before is None:
             raise ValueError("a reader must have read something before it is asked")
         if not getattr(self.cache, "is_croppable", True):
             raise ValueError(
                 f"{type(self.model).__name__} has layers whose state can't be put back"
             )
-        output = self._forward(ids, None, keep, forward)
-        self.cache.crop(-ids.shape[-1])
-        self.attention_mask = before
-        return output
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
+            self.cache.crop(length - self.length)
+            self.attention_mask = before
 
     def _forward(
         self, ids: Tensor, attention_mask: Tensor | None, keep: int, forward: dict[str, Any]
@@ -169,6 +185,8 @@ def check_prompt(
     input_ids: Integer[Tensor, "batch tokens"],
     attention_mask: Integer[Tensor, "batch tokens"] | None = None,
     new_tokens: int = 0,
+    *,
+    name: str = "",
 ) -> None:
     """Refuses a prompt that nothing can be generated after.
 
@@ -177,25 +195,30 @@ def check_prompt(
         input_ids: the prompts, padded on the left.
         attention_mask: 0 where a token is padding.
         new_tokens: how many tokens are to follow.
+        name: what stands before "input_ids" and "attention_mask" in the errors.
 
     Raises:
         ValueError: no prompt, an empty one, padding on the right, or no room in the model's context.
     """
     if input_ids.ndim != 2 or 0 in input_ids.shape:
         raise ValueError(
-            "input_ids must hold at least one prompt of at least one token, "
+            f"{name}input_ids must hold at least one prompt of at least one token, "
             f"but have shape {tuple(input_ids.shape)}"
         )
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:
             raise ValueError(
-                f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
+                f"{name}attention_mask must have the shape of {name}input_ids, {tuple(input_ids.shape)}, "
                 f"but has {tuple(attention_mask.shape)}"
             )
         if not bool(attention_mask.any(-1).all()):
-            raise ValueError("input_ids must hold no empty prompt, but a row is padding alone")
+            raise ValueError(
+                f"{name}input_ids must hold no empty prompt, but a row is padding alone"
+            )
         if not bool(attention_mask[:, -1].all()):
-            raise ValueError("input_ids must be padded on the left, but a row ends in padding")
+            raise ValueError(
+                f"{name}input_ids must be padded on the left, but a row ends in padding"
+            )
     check_context(model, input_ids.shape[-1] + new_tokens)
 
 
@@ -211,6 +234,15 @@ def check_context(model: PreTrainedModel, tokens: int) -> None:
             f"input_ids and what follows them must fit the {limit} tokens of {_name(model)}'s "
             f"context, but come to {tokens}"
         )
+
+
+def _own(layer: Any) -> Any:
+    """A cache layer whose states can be replaced without touching the original's."""
+    layer = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict | list):
+            setattr(layer, name, copy.copy(value))
+    return layer
 
 
 def _name(model: PreTrainedModel) -> str:
