@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from szilard.decoding.reading import CachedReader, check_model, check_prompt
+from szilard.decoding.streaming import streamer_of_call
 from szilard.measures.tokens import token_statistics
 
 if TYPE_CHECKING:
@@ -531,7 +531,7 @@ class EntropyAdaptiveDecoder:
             ValueError: as `generate`.
         """
         if streamer is None:
-            streamer = _streamer_of(inspect.currentframe())
+            streamer = streamer_of_call(inspect.currentframe())
         # Not a parameter of its own: `generate` would then take it out of what it prepares.
         attention_mask = others.pop("attention_mask", None)
         self._check_call(model, generation_config, others)
@@ -724,20 +724,6 @@ def common_vocabulary(
 
 def _stack(rows: list[Tensor], fill: float) -> Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=fill)
-
-
-def _streamer_of(frame: FrameType | None) -> BaseStreamer | None:
-    """The streamer of the `generate` call that is under way.
-
-    transformers hands a callable all it prepared except for this one argument, after it gave the
-    streamer the prompt: who reads from it would wait for ever for the text.
-    """
-    while frame is not None:
-        inside = frame.f_globals.get("__name__") == "transformers.generation.utils"
-        if inside and frame.f_code.co_name == "generate":
-            return frame.f_locals.get("streamer")
-        frame = frame.f_back
-    return None
 
 
 def _warn_of_oscillation(output: EADOutput) -> None:

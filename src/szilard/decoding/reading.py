@@ -33,8 +33,8 @@ class CachedReader:
 
     Args:
         model: a causal language model of transformers.
-        rewinds: whether `ask` or `aside` will be called. Caches of sliding-window layers drop what left the
-            window and must be told beforehand to keep it until the question is forgotten.
+        rewinds: whether `ask` or `aside` will be called. Caches of sliding-window layers drop what
+            left the window and must be told beforehand to keep it until the question is forgotten.
 
     Attributes:
         model: as given.
@@ -136,6 +136,22 @@ class CachedReader:
             self.cache.crop(length - self.length)
             self.attention_mask = before
 
+    def select(self, rows: Integer[Tensor, "chosen"]) -> CachedReader:
+        """A reader of some rows, a row as often as it is named, which goes on by itself from here.
+
+        Raises:
+            ValueError: nothing was read yet.
+        """
+        if self.attention_mask is None:
+            raise ValueError("a reader must have read something before rows of it are selected")
+        chosen = copy.copy(self)
+        chosen.cache = copy.copy(self.cache)
+        chosen.cache.layers = [_own(layer) for layer in self.cache.layers]
+        chosen.cache.reorder_cache(rows)
+        chosen.attention_mask = self.attention_mask[rows]
+        chosen.forwards = chosen.fed = 0
+        return chosen
+
     def _forward(
         self, ids: Tensor, attention_mask: Tensor | None, keep: int, forward: dict[str, Any]
     ) -> Any:
@@ -228,7 +244,7 @@ def check_context(model: PreTrainedModel, tokens: int) -> None:
     Raises:
         ValueError: naming both numbers.
     """
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = context_limit(model)
     if limit is not None and tokens > limit:
         raise ValueError(
             f"input_ids and what follows them must fit the {limit} tokens of {_name(model)}'s "
@@ -243,6 +259,12 @@ def _own(layer: Any) -> Any:
         if isinstance(value, dict | list):
             setattr(layer, name, copy.copy(value))
     return layer
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """How many tokens a model has positions for; None where there is no limit."""
+    config = model.config.get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _name(model: PreTrainedModel) -> str:
