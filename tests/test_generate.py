@@ -59,6 +59,34 @@ def test_typical_sampling_takes_its_settings(model: str) -> None:
         call(*arguments, "--set", "mass=2")
 
 
+def test_entropy_adaptive_decoding_says_who_wrote_each_token(model: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    arguments = ("abc", "--model", model, "-n", "9", "--method", "entropy-adaptive-decoding")
+    pair = ("--set", f"small={model}", "--set", "min_dwell=1")
+    shown = call(*arguments, *pair, "--set", "tau_bits=0", "--explain", "--html", str(page)).stdout
+    # The untrained model is never certain: the large one takes over after the first token.
+    assert "underlined: model small (1 of" in shown
+    assert "of the FLOPs" in shown
+    assert "rolling bits" in page.read_text()
+    alone = call(*arguments, *pair, "--set", "tau_bits=1e9").stdout
+    assert alone == call(*arguments, *pair, "--set", "tau_bits=0").stdout
+    with pytest.raises(UserError, match="tau_bits must"):
+        call(*arguments, *pair, "--set", "tau_bits=-1")
+    with pytest.raises(UserError, match="small=/no/such"):
+        call(*arguments, "--set", "small=/no/such/folder")
+
+
+def test_two_models_of_different_tokens_are_refused(model: str, tmp_path: Path) -> None:
+    tokenizer = character_tokenizer("hgfedcba ")
+    tiny_language_model(vocab=tokenizer, layers=1, hidden=16, heads=2).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="8 tokens differ"):
+        call(
+            *("abc", "--model", model, "--method", "entropy-adaptive-decoding"),
+            *("--set", f"small={tmp_path}"),
+        )
+
+
 def test_a_page_holds_every_token_and_needs_no_network(model: str, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     call("abc", "--model", model, "-n", "9", "--method", "typical-sampling", "--html", str(page))

@@ -36,6 +36,9 @@ from szilard.zoo.language import character_tokenizer
 # Twenty steps: a hard stretch where both models are unsure, a second where one is.
 SMALL = [0.1, 0.1, 0.2, 3, 3, 3, 3, 3, *[0.1] * 7, 2.5, *[0.1] * 4]
 LARGE = [0.1, 0.1, 0.1, 2, 2, 2, 2, 2, *[0.1] * 7, 1, *[0.1] * 4]
+# Thresholds are chosen so that models change places often.
+pytestmark = pytest.mark.filterwarnings("ignore:the models changed places")
+
 PLAIN = {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None}
 
 

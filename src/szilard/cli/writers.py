@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -102,6 +103,57 @@ def typical_sampling(request: Request) -> Written:
     return Written(trace, {"tokens kept on average": f"{mean:.1f}"})
 
 
+def entropy_adaptive_decoding(request: Request) -> Written:
+    """Entropy adaptive decoding; the small model is a setting."""
+    from szilard.decoding.entropy_adaptive import Commit, EntropyAdaptiveDecoder, ModelName
+
+    def make(
+        small: str = "gemma3-270m-partner",
+        tau_bits: float = 6.0,
+        window: int = 5,
+        min_dwell: int = 5,
+        start: ModelName = "small",
+        commit: Commit = "after",
+    ) -> EntropyAdaptiveDecoder:
+        partner, tokenizer = _partner(small)
+        return EntropyAdaptiveDecoder(
+            partner.to(request.model.device),
+            request.model,
+            tau_bits,
+            window,
+            min_dwell,
+            start,
+            commit,
+            tokenizers=(tokenizer, request.tokenizer),
+        )
+
+    decoder = request.make(make)
+    torch.manual_seed(request.seed)
+    out = decoder.generate(**request.inputs, **request.generation)
+    ids = out.sequences[0, -len(out.writers()) :]
+    bits = [round(value, 2) for value in out.rolling_bits[0].tolist()]
+    events = {"model": out.writers(), "rolling bits": bits}
+    cost = out.cost
+    facts = {
+        "large model": f"{out.large_share:.0%} of the tokens, {len(out.switches())} switches",
+        "saved": f"{1 - cost.paper:.0%} by the paper's account, {cost.flops_saved:.0%} of the FLOPs, "
+        f"{1 - cost.relative_traffic:.0%} of the weight traffic",
+        "seconds": f"{cost.seconds:.1f}",
+    }
+    return Written(TokenTrace(ids.cpu(), out.entropy_bits[0] * math.log(2), events), facts)
+
+
+def _partner(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The small model of a pair, by its name or folder."""
+    try:
+        from szilard.zoo.language import load_language_model
+        from szilard.zoo.partner import PARTNER, gemma_partner
+
+        return gemma_partner() if name == PARTNER else load_language_model(name)
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(f"--set small={name}: {error}") from None
+
+
 def _with_processors(request: Request, *processors: Any) -> Written:
     """`generate` with the processors behind a recorder."""
     recorder = EntropyRecorder()
@@ -127,6 +179,7 @@ class _Kept:
 WRITERS: dict[str, Callable[[Request], Written]] = {
     "plain": plain,
     "typical-sampling": typical_sampling,
+    "entropy-adaptive-decoding": entropy_adaptive_decoding,
 }
 
 
