@@ -2,8 +2,9 @@
 
 A file of this folder holds the cases of one kernel family in `cases()`. Every case first checks that
 all answers agree, then times each contender seven times after a warm-up, in an order that rotates,
-and keeps the medians. Who takes longer than `SLOW` seconds is timed `SLOW_ROUNDS` times, and the
-table says so: noise of milliseconds does not reach such a ratio. What counts is the ratio within one
+and keeps the medians. Who takes longer than `SLOW` seconds is timed `SLOW_ROUNDS` times, who takes
+longer than `ENDLESS` is timed by its first call, and the table says so: noise of milliseconds does
+not reach such a ratio. What counts is the ratio within one
 run; absolute times are the machine's.
 """
 
@@ -23,6 +24,7 @@ import torch
 
 ROUNDS = 7
 SLOW, SLOW_ROUNDS = 5.0, 3
+ENDLESS = 30.0
 Contender = Callable[[], Any]
 
 
@@ -84,10 +86,9 @@ class Result:
 def measure(case: Case) -> Result:
     contenders = {"szilard": case.ours, **case.peers}
     answer, memory, took = _first(case.ours)
-    memory_by, rounds, errors = {"szilard": memory}, {"szilard": _rounds(took)}, {}
+    first, memory_by, errors = {"szilard": took}, {"szilard": memory}, {}
     for name, peer in case.peers.items():
-        theirs, memory_by[name], took = _first(peer)
-        rounds[name] = _rounds(took)
+        theirs, memory_by[name], first[name] = _first(peer)
         errors[name] = case.error(answer, theirs)
         if not errors[name] <= case.tolerance:
             raise AssertionError(
@@ -96,9 +97,10 @@ def measure(case: Case) -> Result:
             )
     if case.limit is not None:
         name, contenders[name] = case.limit[0], case.limit[1]
-        rounds[name] = _rounds(_first(case.limit[1])[2])
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    order = list(contenders)
+        first[name] = _first(case.limit[1])[2]
+    rounds = {name: _rounds(took) for name, took in first.items()}
+    times = {name: [took] if took >= ENDLESS else [] for name, took in first.items()}
+    order = [name for name, took in first.items() if took < ENDLESS]
     for round_ in range(max(rounds.values())):
         for name in order:
             if round_ < rounds[name]:
@@ -130,6 +132,8 @@ def measure(case: Case) -> Result:
 
 
 def _rounds(took: float) -> int:
+    if took >= ENDLESS:
+        return 1
     return ROUNDS if took < SLOW else SLOW_ROUNDS
 
 
@@ -175,7 +179,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def save(results: list[Result], path: Path, device: Mapping[str, str]) -> None:
+def save(results: list[Result], path: Path, device: dict[str, str]) -> None:
     """Writes the results of one kernel family as JSON, with the machine and device they are from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [asdict(result) for result in results]

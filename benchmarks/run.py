@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from harness import ROUNDS, SLOW, SLOW_ROUNDS, Result, measure, save
+from harness import ENDLESS, ROUNDS, SLOW, SLOW_ROUNDS, Result, measure, save
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -92,7 +92,7 @@ def write_page() -> None:
         "Written by `make bench` from its own output. Every row is one piece of work on the same arrays in one",
         f"process: all answers are compared first, then everyone is timed {ROUNDS} times after a warm-up in an order",
         f"that rotates, and medians are kept; who takes longer than {SLOW:g} s a call is timed {SLOW_ROUNDS} times,",
-        f"which reads *(of {SLOW_ROUNDS})*. Ratios above 1x say how many times longer a peer takes; *limit* is Szilard's",
+        f"which reads *(of {SLOW_ROUNDS})*, longer than {ENDLESS:g} s by that first call. Ratios above 1x say how many times longer a peer takes; *limit* is Szilard's",
         "time over that of a bare pass over the same bytes, or of the bare matrix product; *memory* is by how much",
         "the call raised the process's resident memory at its worst, results included. A target that is missed",
         "stays in the table.",

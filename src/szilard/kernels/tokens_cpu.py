@@ -30,7 +30,7 @@ from szilard.kernels.compiled import _compiled, _layout, _numbers, _spread
 _WIDTH = 8
 _PAIR = 2 * _WIDTH  # logits a step of a loop takes: two vectors hide each other's latency
 _BLOCK = 2048  # 8 KiB of float32: a lane sums 128 terms
-_AHEAD = 1024  # logits from here to those that are fetched from memory meanwhile
+_AHEAD = 2 * _BLOCK  # logits from here to those that are fetched from memory meanwhile
 _FAR = 16.0  # squared distance from the mean, in variances, above which digits would cancel
 _PIECE = 1 << 16  # logits of a row that are reduced by themselves: threads may share a long row
 _LOG2_E, _LN_2 = math.log2(math.e), math.log(2)
