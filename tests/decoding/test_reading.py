@@ -89,6 +89,18 @@ def test_a_question_is_answered_in_context_and_leaves_no_trace(model: PreTrained
         )
 
 
+def test_what_is_read_aside_is_read_in_context_and_forgotten(model: PreTrainedModel) -> None:
+    ids, aside = text(2, 20), text(2, 9)
+    reader = CachedReader(model, rewinds=True)
+    reader.read(ids[:, :11])
+    with reader.aside():
+        logits = [reader.read(piece, keep=3).logits for piece in aside.split(3, 1)]
+    whole = in_one_go(model, torch.cat((ids[:, :11], aside), 1))
+    torch.testing.assert_close(torch.cat(logits, 1), whole[:, 11:], atol=2e-5, rtol=1e-4)
+    after = reader.read(ids[:, 11:], keep=9).logits
+    torch.testing.assert_close(after, in_one_go(model, ids)[:, 11:], atol=2e-5, rtol=1e-4)
+
+
 def test_generate_goes_on_from_the_reader_s_cache(model: PreTrainedModel) -> None:
     ids, reader = text(1, 12), CachedReader(model)
     reader.read(ids[:, :-1])

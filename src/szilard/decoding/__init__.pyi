@@ -25,11 +25,23 @@ from .entropy_adaptive import (
     route_trace,
 )
 from .reading import CachedReader
+from .reasoning_utility import (
+    ReasoningUtility,
+    Step,
+    UtilityProfile,
+    answer_entropy,
+    answer_nll,
+    packed_profile,
+    should_stop,
+    split_steps,
+    stopping_step,
+)
 from .trace import EntropyRecorder, TokenTrace
 from .typical import LocalTypicality, local_typicality, typical_mask, typical_sample
 from .typical_processor import TypicalLogitsProcessor
 from .uscd import collision_to_std, std_to_collision, strip_examples, uscd_combine
 from .uscd_processor import USCDLogitsProcessor, USCDRecord
+from .utility_stopping import UtilityStoppingCriteria
 
 __all__ = [
     "EntropyAdaptiveDecoder",
@@ -49,6 +61,16 @@ __all__ = [
     "strip_examples",
     "std_to_collision",
     "collision_to_std",
+    "ReasoningUtility",
+    "UtilityProfile",
+    "UtilityStoppingCriteria",
+    "answer_entropy",
+    "answer_nll",
+    "packed_profile",
+    "split_steps",
+    "Step",
+    "should_stop",
+    "stopping_step",
     "DiffAdapt",
     "DiffAdaptOutput",
     "Strategy",
