@@ -112,6 +112,25 @@ def collision_probability(p: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*b
     return torch.linalg.vecdot(p, p).clamp(max=1)
 
 
+def divergence(
+    p: Float[Tensor, "*batch vocab"], q: Float[Tensor, "*batch vocab"]
+) -> Float[Tensor, "*batch"]:
+    """Jensen-Shannon divergence in nats, in the precision of p and q.
+
+    In float32 that is some 1e-7, which a record can do with, at a tenth of the time of
+    `szilard.measures.js_divergence`.
+
+    Examples:
+        >>> divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+        tensor(0.6931)
+
+    Source: Lin (1991), eq. 4.1 with equal weights.
+    """
+    middle = (p + q) / 2
+    from_p, from_q = ((x * (x / middle).log()).nansum(-1) for x in (p, q))
+    return ((from_p + from_q) / 2).clamp(min=0)
+
+
 def std_to_collision(theta: float, vocabulary: int) -> float:
     """The collision probability of a distribution whose entries have standard deviation `theta`.
 

@@ -18,6 +18,7 @@ from szilard.decoding.uscd import (
     check_contrast,
     collision_probability,
     contrast,
+    divergence,
     std_to_collision,
 )
 from szilard.measures._checks import check_logits
@@ -160,7 +161,7 @@ class USCDLogitsProcessor(LogitsProcessor):
         mixed, kept = contrast(p, q, self.alpha, self.eta)
         negative = kept & (p <= self.alpha * q)
         counts = (torch.where(gate, tokens.sum(-1), 0) for tokens in (kept, negative))
-        self._steps.append((c, gate, _divergence(p, q), *counts))
+        self._steps.append((c, gate, divergence(p, q), *counts))
         contrasted = torch.full_like(scores, -torch.inf)
         contrasted[:, : self.vocabulary] = mixed.log()
         return torch.where(gate[:, None], contrasted, scores)
@@ -286,10 +287,3 @@ class _Pair:
         self.logits = output.logits[rows:, -1]
         output.logits = output.logits[:rows]
         return output
-
-
-def _divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence, nats: some 1e-7 exact, which a record can do with at every step."""
-    middle = (p + q) / 2
-    from_p, from_q = ((x * (x / middle).log()).nansum(-1) for x in (p, q))
-    return ((from_p + from_q) / 2).clamp(min=0)
