@@ -87,6 +87,51 @@ def test_two_models_of_different_tokens_are_refused(model: str, tmp_path: Path) 
         )
 
 
+def test_uscd_contrasts_with_the_prompt_without_its_examples(model: str) -> None:
+    arguments = ("abc ab", "--model", model, "-n", "6", "--method", "uscd", "--explain", "--greedy")
+    shown = call(*arguments, "--set", "lame=hg", "--set", "eta=0", "--set", "collision=1").stdout
+    assert "underlined: contrast" in shown
+    assert "4 characters shorter" in shown
+    assert "contrasted" in shown
+    closed = call(*arguments, "--set", "lame=hg", "--set", "collision=0.001").stdout
+    assert "contrast (0 of" in closed
+    assert "no worked example was found" in call(*arguments).stdout
+    with pytest.raises(UserError, match="alpha must"):
+        call(*arguments, "--set", "alpha=-1")
+    with pytest.raises(UserError, match="did you mean 'lame'"):
+        call(*arguments, "--set", "lam=hg")
+
+
+def test_a_page_holds_every_token_and_needs_no_network(model: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    call("abc", "--model", model, "-n", "9", "--method", "typical-sampling", "--html", str(page))
+    text = page.read_text()
+    assert "tokens kept" in text
+    said = re.search(r"<b>(\d+)</b> tokens", text)
+    held = re.search(r"const TOKENS = (.*);", text)
+    assert said is not None
+    assert held is not None
+    # The untrained model may end its text before the ninth token.
+    assert 1 <= int(said[1]) == len(json.loads(held[1])) <= 9
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((" ",), "prompt is empty"),
+        (("a", "--method", "typical-samplin"), "did you mean 'typical-sampling'"),
+        (("a", "--temperature", "0"), "must be positive"),
+        (("a", "--html", "/no/such/folder/x.html"), "no folder"),
+    ],
+)
+def test_bad_arguments_are_refused_before_a_model_is_loaded(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        call(*arguments, "--model", "no-such-model")
+
+
 def test_a_page_holds_every_token_and_needs_no_network(model: str, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     call("abc", "--model", model, "-n", "9", "--method", "typical-sampling", "--html", str(page))

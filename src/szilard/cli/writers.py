@@ -154,6 +154,55 @@ def _partner(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise UserError(f"--set small={name}: {error}") from None
 
 
+def uscd(request: Request) -> Written:
+    """USCD; the lame prompt is a setting, by default the prompt without its worked examples."""
+    from szilard.decoding import USCDLogitsProcessor, strip_examples
+
+    def make(
+        lame: str | None = None,
+        alpha: float = 0.7,
+        eta: float = 1 / 3,
+        collision: float = 0.8,
+        theta: float | None = None,
+        language: str = "python",
+    ) -> tuple[str, USCDLogitsProcessor]:
+        text = strip_examples(request.prompt, language) if lame is None else str(lame)
+        encoded = request.tokenizer(text, return_tensors="pt").to(request.model.device)
+        width = request.model.config.get_text_config(decoder=True).vocab_size
+        return text, USCDLogitsProcessor(
+            request.model,
+            encoded["input_ids"],
+            encoded["attention_mask"],
+            alpha,
+            eta,
+            collision,
+            theta,
+            # Read at every step, the lame branch tells how far apart the prompts are everywhere.
+            lazy=False,
+            vocabulary=min(len(request.tokenizer), width),
+        )
+
+    text, rule = request.make(make)
+    written = _with_processors(request, rule)
+    record = rule.record
+    gate = record.gate[0].tolist()
+    events = {
+        "contrast": gate,
+        "collision": [round(value, 4) for value in record.collision[0].tolist()],
+        "divergence (nats)": [round(value, 5) for value in record.divergence[0].tolist()],
+    }
+    fewer = len(request.prompt) - len(text)
+    facts = {
+        "lame prompt": "the prompt itself: no worked example was found in it, so that nothing is "
+        "contrasted; give another with --set lame=..."
+        if text == request.prompt
+        else f"{abs(fewer)} characters {'shorter' if fewer > 0 else 'longer'} than the prompt",
+        "contrasted": f"{sum(gate)} of {len(gate)} tokens",
+        "divergence on average": f"{record.divergence.mean():.4f} nats",
+    }
+    return Written(TokenTrace(written.trace.token_ids, written.trace.entropy, events), facts)
+
+
 def _with_processors(request: Request, *processors: Any) -> Written:
     """`generate` with the processors behind a recorder."""
     recorder = EntropyRecorder()
@@ -180,6 +229,7 @@ WRITERS: dict[str, Callable[[Request], Written]] = {
     "plain": plain,
     "typical-sampling": typical_sampling,
     "entropy-adaptive-decoding": entropy_adaptive_decoding,
+    "uscd": uscd,
 }
 
 
