@@ -132,36 +132,6 @@ def test_bad_arguments_are_refused_before_a_model_is_loaded(
         call(*arguments, "--model", "no-such-model")
 
 
-def test_a_page_holds_every_token_and_needs_no_network(model: str, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    call("abc", "--model", model, "-n", "9", "--method", "typical-sampling", "--html", str(page))
-    text = page.read_text()
-    assert "tokens kept" in text
-    said = re.search(r"<b>(\d+)</b> tokens", text)
-    held = re.search(r"const TOKENS = (.*);", text)
-    assert said is not None
-    assert held is not None
-    # The untrained model may end its text before the ninth token.
-    assert 1 <= int(said[1]) == len(json.loads(held[1])) <= 9
-    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((" ",), "prompt is empty"),
-        (("a", "--method", "typical-samplin"), "did you mean 'typical-sampling'"),
-        (("a", "--temperature", "0"), "must be positive"),
-        (("a", "--html", "/no/such/folder/x.html"), "no folder"),
-    ],
-)
-def test_bad_arguments_are_refused_before_a_model_is_loaded(
-    arguments: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        call(*arguments, "--model", "no-such-model")
-
-
 def test_a_prompt_longer_than_the_context_is_refused(model: str) -> None:
     with pytest.raises(UserError, match="64 tokens"):
         call("abc" * 21, "--model", model, "-n", "8")
