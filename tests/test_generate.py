@@ -132,6 +132,29 @@ def test_bad_arguments_are_refused_before_a_model_is_loaded(
         call(*arguments, "--model", "no-such-model")
 
 
+def test_diffadapt_tells_its_strategy_and_asks_for_a_probe(tmp_path: Path) -> None:
+    import numpy as np
+
+    from szilard.decoding import DifficultyProbe
+
+    tokenizer, model = character_tokenizer("abcdefgh "), str(tmp_path)
+    tiny_language_model(vocab=tokenizer, layers=1, hidden=16, heads=2).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    h = np.random.default_rng(0).normal(size=(30, 16))
+    probe = tmp_path / "probe.safetensors"
+    DifficultyProbe(hidden=4, epochs=2).fit(h, np.arange(30) % 3).save(probe)
+    arguments = ("abc", "--model", model, "-n", "10", "--method", "diffadapt", "--explain")
+    with pytest.raises(UserError, match=r"--set probe=FILE.*collect"):
+        call(*arguments)
+    with pytest.raises(UserError, match="there is no"):
+        call(*arguments, "--set", "probe=nowhere.safetensors")
+    shown = call(*arguments, "--set", f"probe={probe}").stdout
+    assert re.search(r"strategy (easy|normal|hard)", shown)
+    assert re.search(r"probabilities easy 0\.\d\d, normal 0\.\d\d, hard 0\.\d\d", shown)
+    assert re.search(r"tokens \d+ of 10", shown)
+    assert call(*arguments, "--set", f"probe={probe}").stdout == shown
+
+
 def test_a_prompt_longer_than_the_context_is_refused(model: str) -> None:
     with pytest.raises(UserError, match="64 tokens"):
         call("abc" * 21, "--model", model, "-n", "8")

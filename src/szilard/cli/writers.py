@@ -203,6 +203,42 @@ def uscd(request: Request) -> Written:
     return Written(TokenTrace(written.trace.token_ids, written.trace.entropy, events), facts)
 
 
+def diffadapt(request: Request) -> Written:
+    """DiffAdapt; the trained probe's file is a setting."""
+    from szilard.decoding import DiffAdapt, DifficultyProbe
+
+    def make(
+        probe: str,
+        fallback_confidence: float | None = None,
+        layout: str = "{question}\n{strategy}\n",
+    ) -> DiffAdapt:
+        return DiffAdapt(
+            request.model,
+            request.tokenizer,
+            DifficultyProbe.load(probe),
+            max_new_tokens=request.max_new_tokens,
+            fallback_confidence=fallback_confidence,
+            layout=layout,
+        )
+
+    if "probe" not in request.settings:
+        raise UserError(
+            "--set probe=FILE.safetensors: diffadapt needs a probe trained on this model's own "
+            "replies; make one with DiffAdapt(model, tokenizer): data = collect(questions, checker), "
+            "fit(data), probe.save(FILE)"
+        )
+    method = request.make(make)
+    torch.manual_seed(request.seed)
+    reply = method.generate([request.prompt], **request.generation)[0]
+    facts = {
+        "strategy": reply.strategy,
+        "probabilities": ", ".join(f"{name} {p:.2f}" for name, p in reply.probs.items()),
+        "tokens": f"{reply.n_tokens} of {request.max_new_tokens}"
+        + (", where its budget ended" if reply.truncated else ""),
+    }
+    return Written(reply.trace, facts)
+
+
 def _with_processors(request: Request, *processors: Any) -> Written:
     """`generate` with the processors behind a recorder."""
     recorder = EntropyRecorder()
@@ -228,6 +264,7 @@ class _Kept:
 WRITERS: dict[str, Callable[[Request], Written]] = {
     "plain": plain,
     "typical-sampling": typical_sampling,
+    "diffadapt": diffadapt,
     "entropy-adaptive-decoding": entropy_adaptive_decoding,
     "uscd": uscd,
 }

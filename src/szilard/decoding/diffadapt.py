@@ -96,6 +96,22 @@ class Strategy:
             )
         return budget
 
+    def vllm_arguments(self, max_new_tokens: int) -> dict[str, float]:
+        """What vLLM's `SamplingParams` takes for a request of this strategy, its sentence aside.
+
+        Raises:
+            ValueError: a budget below one token.
+
+        Examples:
+            >>> DEFAULT_STRATEGIES[0].vllm_arguments(1000)
+            {'temperature': 0.5, 'max_tokens': 400}
+        """
+        arguments = {
+            "temperature": self.temperature,
+            "max_tokens": self.budget(max_new_tokens),
+        }
+        return arguments if self.top_p is None else {**arguments, "top_p": self.top_p}
+
 
 DEFAULT_STRATEGIES = (
     Strategy(
