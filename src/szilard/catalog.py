@@ -115,6 +115,8 @@ METHODS: tuple[Method, ...] = (
         arxiv="2502.06833",
         measures="rolling entropy of the next-token distribution",
         acts="switches between a small and a large model while generating",
+        entry_point="szilard.decoding:EntropyAdaptiveDecoder",
+        extras=("language",),
     ),
     Method(
         slug="uscd",

@@ -40,6 +40,8 @@ ARMS = (
     "small",
     "large",
 )
+# The arm that writes with real models: at a dwell of one token most pairs change places at each.
+_ON_TEXT = "ead-dwell-5"
 CONTROLS = ("random-tokens", "random-stretches")
 
 SYMBOLS = string.ascii_letters + string.digits + "_-"
@@ -189,6 +191,7 @@ class EADExperiment:
 class PlantedBlocks:
     """Documents of a plan, a start symbol, and three blocks of a key and twelve symbols.
 
+    The keys repeat the plan and are given to the writer, so that a block lost is not a text lost.
     After the easy key the next symbol is the one that follows in the alphabet. After a hard key it is
     one of four, equally likely, which depend on key and symbol.
     """
@@ -311,12 +314,13 @@ Choose = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 @torch.no_grad()
 def in_step(
-    pair: Pair, prompts: Tensor, first: np.ndarray, uniforms: Tensor, choose: Choose
+    pair: Pair, prompts: Tensor, first: np.ndarray, given: Tensor, uniforms: Tensor, choose: Choose
 ) -> Written:
     """Writes all documents at once, both models reading everything.
 
     A token depends on the whole context and the model that writes it, so the texts are those of the
     decoder, which reads no more than it must; what that reading costs follows from the routes.
+    A token of `given` that is not negative is announced: it stands there whatever was drawn.
     """
     from szilard.decoding.reading import CachedReader
     from szilard.measures.tokens import token_statistics
@@ -330,6 +334,7 @@ def in_step(
         bits = token_statistics(logits, base=2).entropy.numpy()
         cumulative = logits.double().softmax(-1).cumsum(-1)
         drawn = (cumulative <= uniforms[:, [step]] * cumulative[:, -1:]).sum(-1)
+        drawn = torch.where(given[:, step] < 0, drawn, given[:, step])
         tokens.append(drawn.numpy())
         routes.append(active)
         entropies.append(bits)
@@ -364,6 +369,8 @@ class Task:
     keys: np.ndarray
     start: np.ndarray
     prompts: Tensor
+    given: Tensor
+    """The announced keys at the blocks' first places, -1 elsewhere."""
     uniforms: Tensor
 
     @classmethod
@@ -373,11 +380,14 @@ class Task:
         keys, start = source.plans(config.documents, rng)
         texts = [plan(k, s) for k, s in zip(keys, start, strict=True)]
         prompts = pair.tokenizer(texts, return_tensors="pt")["input_ids"]
+        given = torch.full((config.documents, WRITTEN), -1)
+        key_ids = pair.tokenizer.convert_tokens_to_ids(list(KEYS))
+        given[:, :: 1 + BLOCK] = torch.tensor(key_ids)[torch.from_numpy(keys)]
         uniforms = torch.from_numpy(rng.random((config.documents, WRITTEN)))
-        return cls(pair, source, keys, start, prompts, uniforms)
+        return cls(pair, source, keys, start, prompts, given, uniforms)
 
     def write(self, mask: np.ndarray) -> Written:
-        return in_step(self.pair, self.prompts, mask[:, 0], self.uniforms, follow(mask))
+        return in_step(self.pair, self.prompts, mask[:, 0], self.given, self.uniforms, follow(mask))
 
     def alone(self, large: bool) -> Written:
         return self.write(np.full(self.uniforms.shape, large))
@@ -385,7 +395,7 @@ class Task:
     def ead(self, tau: float, dwell: int = 1) -> Written:
         count = len(self.prompts)
         first, rule = np.zeros(count, dtype=bool), switching(tau, dwell, count)
-        return in_step(self.pair, self.prompts, first, self.uniforms, rule)
+        return in_step(self.pair, self.prompts, first, self.given, self.uniforms, rule)
 
     def symbols(self, tokens: np.ndarray) -> np.ndarray:
         """Indices of symbols, -1 for any other token."""
@@ -516,6 +526,7 @@ def _assisted(config: EADConfig, task: Task, seed: int) -> list[Row]:
                 assistant_model=pair.small,
                 max_new_tokens=WRITTEN,
                 eos_token_id=None,
+                logits_processor=[_Announced(task.given[d], task.prompts.shape[1])],
                 **_plain_sampling(pair.tokenizer, 1.0),
             )
         prompt = task.prompts.shape[1]
@@ -530,6 +541,23 @@ def _assisted(config: EADConfig, task: Task, seed: int) -> list[Row]:
         }
         rows += [{"metric": m, "value": float(v), "document": d} for m, v in values.items()]
     return rows
+
+
+class _Announced:
+    """Leaves a place's announced token, where there is one, as the only choice."""
+
+    def __init__(self, given: Tensor, prompt: int) -> None:
+        self.given, self.prompt = given, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[-1] - self.prompt
+        # A draft may reach past the last place.
+        token = self.given[step] if step < len(self.given) else -1
+        if token < 0:
+            return scores
+        only = torch.full_like(scores, -torch.inf)
+        only[:, token] = 0
+        return only
 
 
 class _Counting:
@@ -633,9 +661,8 @@ def _text(config: EADConfig, pair: TextPair, arm: str, seed: int, log: Log) -> l
         "large": {"tau_bits": 0.0, "start": "large"},
     }
     settings = {arm: settings[arm]} if arm in settings else {}
-    if arm in ("ead", "ead-dwell-5"):
-        dwell = 5 if arm == "ead-dwell-5" else 1
-        settings = {f"{tau:g}": {"tau_bits": tau, "min_dwell": dwell} for tau in pair.taus}
+    if arm == _ON_TEXT:
+        settings = {f"{tau:g}": {"tau_bits": tau, "min_dwell": 5} for tau in pair.taus}
     if not settings or seed >= pair.seeds:
         return []
     log(0.0, f"loading {pair.small} and {pair.large}")
@@ -844,7 +871,8 @@ def _text_claims(pair: TextPair, table: pd.DataFrame) -> list[Claim]:
     prompts = surprisal.index.get_level_values("prompt")
     small = _unrouted(surprisal, "small")
     falls = [
-        share["ead", a] - share["ead", b] for a, b in zip(pair.taus, pair.taus[1:], strict=False)
+        share[_ON_TEXT, a] - share[_ON_TEXT, b]
+        for a, b in zip(pair.taus, pair.taus[1:], strict=False)
     ]
     least = min(falls, key=lambda fall: fall.mean())
     return [
@@ -852,7 +880,7 @@ def _text_claims(pair: TextPair, table: pd.DataFrame) -> list[Claim]:
             f"What it writes is likelier to the large model than what the small one writes "
             f"({pair.name}).",
             paper="direction only",
-            measured=paired_difference(small, surprisal["ead", middle], groups=prompts),
+            measured=paired_difference(small, surprisal[_ON_TEXT, middle], groups=prompts),
             quantity=f"nats a token under the large model, small alone minus tau {middle:g} bits",
             above=0,
         ),
@@ -885,8 +913,8 @@ def _published(config: EADConfig, table: pd.DataFrame) -> list[Claim]:
     for pair in solving:
         correct, share = _by_text(pair, table, "text correct"), _by_text(pair, table, "text share")
         aim = 0.43 if "Llama" in pair.name else 0.25
-        tau = min(pair.taus, key=lambda t: abs(share["ead", t].mean() - aim))
-        kept = correct["ead", tau] - 0.9 * _unrouted(correct, "large")
+        tau = min(pair.taus, key=lambda t: abs(share[_ON_TEXT, t].mean() - aim))
+        kept = correct[_ON_TEXT, tau] - 0.9 * _unrouted(correct, "large")
         claims.append(
             Claim.judge(
                 f"{statement} ({pair.name}).",
@@ -894,7 +922,7 @@ def _published(config: EADConfig, table: pd.DataFrame) -> list[Claim]:
                 measured=mean_interval(kept, groups=kept.index.get_level_values("prompt")),
                 quantity=f"score at tau {tau:g} minus 0.9 of the large model's score",
                 above=0,
-                note=f"Share of the large model there: {share['ead', tau].mean():.2f}.",
+                note=f"Share of the large model there: {share[_ON_TEXT, tau].mean():.2f}.",
             )
         )
     return claims
@@ -1033,7 +1061,7 @@ def _text_figures(pair: TextPair, table: pd.DataFrame) -> list[Figure]:
     import plotly.graph_objects as go
 
     traces = table[table.metric == "text trace"]
-    traces = traces[(traces.pair == pair.name) & (traces.arm == "ead") & (traces.seed == 0)]
+    traces = traces[(traces.pair == pair.name) & (traces.arm == _ON_TEXT) & (traces.seed == 0)]
     tau = pair.taus[len(pair.taus) // 2]
     rows = traces[traces.tau == tau].sort_values("token")
     plot = go.Figure()
