@@ -20,10 +20,11 @@ LARGE = 10_000
 def cases() -> Iterator[Case]:
     for d in (64, 512):
         yield case(2_000, d)
-    for d in (64, 128, 512) if os.environ.get("BENCH") == "full" else (128,):
-        yield case(LARGE, d)
-    for n in (500, 1_000, 2_000, 4_000):
+    for n in (500, 1_000, 2_000, LARGE):
         yield case(n, 128, sweep=True)
+    if os.environ.get("BENCH") == "full":
+        for d in (64, 512):
+            yield case(LARGE, d)
 
 
 def case(n: int, d: int, *, sweep: bool = False) -> Case:

@@ -178,15 +178,47 @@ def test_blocks_cover_every_logit_once_and_stay_small(
 ) -> None:
     hidden, weight = (torch.empty(n, width, device="meta", dtype=dtype) for n in (rows, 262_144))
     layer = Head(hidden, weight, None, None, 1.0)
-    for blocks, size in ((layer.token_blocks(), rows), (layer.word_blocks(), 262_144)):
+    share = slice(1_000, 262_144)
+    for blocks, whole in ((layer.token_blocks(), slice(rows)), (layer.word_blocks(share), share)):
         slices = list(blocks)
-        assert [s.start for s in slices] == [0, *(s.stop for s in slices[:-1])]
-        assert slices[-1].stop == size
-    t, w = next(layer.token_blocks()), next(layer.word_blocks())
+        assert [s.start for s in slices] == [whole.start or 0, *(s.stop for s in slices[:-1])]
+        assert slices[-1].stop == whole.stop
+    t, w = next(layer.token_blocks()), next(layer.word_blocks(share))
     tall, wide = t.stop - t.start, w.stop - w.start
     # Logits and their gradient; where copies are made also weight, its gradient, and hidden.
     copies = 0 if dtype == torch.float32 else 2 * wide * width + tall * width
-    assert 4 * (2 * tall * wide + copies) <= 40 << 20
+    assert 4 * (2 * tall * wide + copies) <= 20 << 20
+
+
+def test_shares_of_several_threads_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_BLOCK_ELEMENTS", 60)
+    layer, (coefficients, index, entries) = head(torch.float64), upstream()
+    targets = index[:, 0]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            moments, chosen = linear.moments(layer, targets)
+            needed = (True, True, True)
+            parts = linear.gradients(layer, moments, coefficients, index, entries, needed)
+            found.append((moments.total, moments.variance, moments.argmax, chosen, *parts))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for alone, shared in zip(*found, strict=True):
+        assert alone is not None
+        torch.testing.assert_close(
+            shared, alone, rtol=1e-12, atol=1e-12
+        )  # float64 sums in another order
+
+
+def test_shares_work_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_BLOCK_ELEMENTS", 60)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with torch.inference_mode():
+        layer = head(torch.float32)
+        moments, _ = linear.moments(layer, None)
+    assert moments.total.isfinite().all()
 
 
 def test_repeats_and_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:

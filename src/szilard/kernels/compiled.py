@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from threading import Barrier
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -16,6 +17,9 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _SERIAL = 1 << 18  # logits below which another thread costs more than it saves
 _SHARES = 4  # shares of the work a thread takes one after another: masked rows take no time
@@ -128,9 +132,31 @@ def _spread(kernel: Callable[..., None], logits: Tensor, *args: Any, pieces: int
         job.result()
 
 
+def single_threaded(work: Callable[[T], R], shares: Sequence[T]) -> list[R]:
+    """The work on each share, each in a thread of its own in which torch uses no other."""
+
+    def alone(share: T) -> R:
+        with torch.no_grad():
+            return work(share)
+
+    return list(_threads().map(alone, shares))
+
+
 @cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="szilard")
+    """Threads in each of which torch computes on that thread alone."""
+    count, torchs = os.cpu_count() or 1, torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, thread_name_prefix="szilard", initializer=_compute_alone)
+    # All at once, as what a thread says of itself torch takes for the default of threads to come.
+    all_there = Barrier(count)
+    list(pool.map(lambda _: all_there.wait(), range(count)))
+    torch.set_num_threads(torchs)
+    return pool
+
+
+def _compute_alone() -> None:
+    torch.get_num_threads()  # makes torch take the default once, before it is overwritten
+    torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,13 +1,16 @@
 """Softmax moments of softcap(hidden @ weight.T + bias) and their gradient, logits made block by block.
 
 A block of tokens by words of the vocabulary is multiplied, reduced, and its memory used for the next
-one: it stays in the last-level cache, and no page is asked of the system twice.
+one: it stays in the last-level cache, and no page is asked of the system twice. On the CPU each thread
+has its own words and multiplies alone: where torch's threads share a product, they wait for each other
+after every block, and those that spin hold the cores that the sums need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,8 +18,8 @@ from torch import Tensor
 from szilard.kernels import tokens as kernels
 from szilard.kernels.tokens import RowMoments
 
-_BLOCK_ELEMENTS = 1 << 21
-"""Numbers in a block of logits, of weight, of hidden that is converted (8 MiB in float32)."""
+_BLOCK_ELEMENTS = 1 << 20
+"""Numbers in a block of logits, of weight, of hidden that is converted (4 MiB in float32)."""
 _BLOCK_TOKENS = 2048
 """Tokens in a block at most: enough to make the traffic of the weight negligible."""
 
@@ -48,8 +51,10 @@ class Head:
     def token_blocks(self) -> Iterator[slice]:
         return _blocks(len(self.hidden), self._tall)
 
-    def word_blocks(self) -> Iterator[slice]:
-        return _blocks(len(self.weight), _BLOCK_ELEMENTS // max(self._tall, self.weight.shape[1]))
+    def word_blocks(self, words: slice) -> Iterator[slice]:
+        copied = self.weight.dtype != self.dtype
+        widest = max(self._tall, self.weight.shape[1] if copied else 1)
+        return _blocks(words.stop, _BLOCK_ELEMENTS // widest, words.start)
 
     @property
     def _tall(self) -> int:
@@ -93,18 +98,28 @@ def moments(head: Head, targets: Tensor | None) -> tuple[RowMoments, Tensor]:
         from szilard.kernels import linear_triton
 
         return linear_triton.moments(head, targets)
+    (_, whole, found), *rest = _shared(head, lambda words: _moments(head, targets, words))
+    for words, part, chosen in rest:
+        whole = kernels.merge(whole, part, head.scale, words.start)
+        found = found + chosen
+    return whole, found
+
+
+def _moments(head: Head, targets: Tensor | None, share: slice) -> tuple[RowMoments, Tensor]:
+    """Moments over a share of the words, and the target's logit where it is among them, else 0."""
     h_room, w_room, z_room = (head.room() for _ in range(3))
     rows, found = [], []
     for tokens in head.token_blocks():
         h = h_room.holding(head.hidden[tokens])
         whole, chosen = None, h.new_zeros(len(h))
-        for words in head.word_blocks():
+        for words in head.word_blocks(share):
             z = head.logits(h, w_room.holding(head.weight[words]), words, z_room)
             part = kernels.row_moments(z, head.scale, None)
-            whole = part if whole is None else kernels.merge(whole, part, head.scale, words.start)
+            at = words.start - share.start
+            whole = part if whole is None else kernels.merge(whole, part, head.scale, at)
             if targets is not None:
-                here, at = _inside(targets[tokens], words)
-                chosen = torch.where(here, z.gather(-1, at[:, None])[:, 0], chosen)
+                here, at_word = _inside(targets[tokens], words)
+                chosen = torch.where(here, z.gather(-1, at_word[:, None])[:, 0], chosen)
         rows.append(whole)
         found.append(chosen)
     columns = (
@@ -138,15 +153,41 @@ def gradients(
         from szilard.kernels import linear_triton
 
         return linear_triton.gradients(head, moments, coefficients, index, entries, needed)
-    hidden, weight, bias, dtype = head.hidden, head.weight, head.bias, head.dtype
+    hidden, weight, bias = head.hidden, head.weight, head.bias
     need_hidden, need_weight, need_bias = needed
-    grad_hidden = hidden.new_empty(hidden.shape, dtype=dtype) if need_hidden else None
     grad_weight = torch.empty_like(weight) if need_weight else None
     grad_bias = torch.empty_like(bias) if bias is not None and need_bias else None
+
+    def share(words: slice) -> Tensor | None:
+        grad_hidden = hidden.new_empty(hidden.shape, dtype=head.dtype) if need_hidden else None
+        into = grad_hidden, grad_weight, grad_bias
+        _gradients(head, moments, coefficients, index, entries, words, into)
+        return grad_hidden
+
+    shares = [part for _, part in _shared(head, lambda words: (share(words),))]
+    total = shares[0]
+    for part in shares[1:]:
+        if total is not None and part is not None:
+            total += part
+    return None if total is None else total.to(hidden.dtype), grad_weight, grad_bias
+
+
+def _gradients(
+    head: Head,
+    moments: RowMoments,
+    coefficients: Tensor,
+    index: Tensor,
+    entries: Tensor,
+    share: slice,
+    into: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> None:
+    """Writes what a share of the words gives to hidden, and the gradients of its weight and bias."""
+    hidden, weight, dtype = head.hidden, head.weight, head.dtype
+    grad_hidden, grad_weight, grad_bias = into
     h_room, w_room, z_room, g_room, gw_room = (head.room() for _ in range(5))
     # Vocabulary outside, so that a block of the weight's gradient is summed in full precision and
     # then stored once in the weight's own dtype.
-    for words in head.word_blocks():
+    for words in head.word_blocks(share):
         w = w_room.holding(weight[words])
         gw, gb = None, torch.zeros(len(w), dtype=dtype, device=w.device)
         if grad_weight is not None:
@@ -164,7 +205,7 @@ def gradients(
                 g.addcmul_(g, z.div_(head.softcap).square_(), value=-1)
             # With beta = 0, what the memory held before is not read.
             if grad_hidden is not None:
-                grad_hidden[tokens].addmm_(g, w, beta=int(words.start > 0))
+                grad_hidden[tokens].addmm_(g, w, beta=int(words.start > share.start))
             if gw is not None:
                 gw.addmm_(g.T, h, beta=int(tokens.start > 0))
             if grad_bias is not None:
@@ -173,13 +214,28 @@ def gradients(
             grad_weight[words] = gw
         if grad_bias is not None:
             grad_bias[words] = gb
-    return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-def _blocks(size: int, step: int) -> Iterator[slice]:
+def _shared(head: Head, work: Callable[[slice], tuple]) -> Iterator[tuple]:
+    """(words, *what the work gives for them), with as many shares of the words as threads."""
+    elements = len(head.hidden) * len(head.weight)
+    threads = min(torch.get_num_threads(), len(head.weight), elements // _BLOCK_ELEMENTS)
+    if threads < 2 or head.hidden.device.type != "cpu":
+        whole = slice(0, len(head.weight))
+        yield whole, *work(whole)
+        return
+    from szilard.kernels.compiled import single_threaded
+
+    bounds = [len(head.weight) * i // threads for i in range(threads + 1)]
+    shares = [slice(begin, end) for begin, end in pairwise(bounds)]
+    for words, result in zip(shares, single_threaded(work, shares), strict=True):
+        yield words, *result
+
+
+def _blocks(stop: int, step: int, start: int = 0) -> Iterator[slice]:
     """Slices that cover an axis; one empty slice for an empty axis."""
     step = max(1, step)
-    return (slice(i, min(i + step, size)) for i in range(0, max(1, size), step))
+    return (slice(i, min(i + step, stop)) for i in range(start, max(start + 1, stop), step))
 
 
 def _inside(index: Tensor, words: slice) -> tuple[Tensor, Tensor]:
