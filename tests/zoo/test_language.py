@@ -306,6 +306,20 @@ def test_a_trained_tiny_model_is_cached_by_its_whole_configuration(tmp_path, mon
     assert record["key"]["training"]["lr"] == 1e-3
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_a_tokenizer_comes_back_from_its_folder_as_it_was_saved(architecture, tmp_path):
+    text = "a b\nc. {\u0100\u0101}"
+    tokenizer = character_tokenizer("".join(dict.fromkeys(text)))
+    tiny_language_model(
+        architecture, vocab=tokenizer, hidden=16, layers=1, heads=2
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_language_model(str(tmp_path)).tokenizer
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert loaded.decode(loaded(text)["input_ids"], skip_special_tokens=True) == text
+    assert loaded.padding_side == "left"
+
+
 def test_an_unknown_setting_of_a_tiny_model_is_refused():
     with pytest.raises(TypeError, match="depth"):
         cached_tiny(

@@ -30,6 +30,7 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 EMBEDDED = "gemma3-270m"
@@ -93,12 +94,27 @@ def load_language_model(
 
 
 def _load(name: str, dtype: torch.dtype, device: str | torch.device, local: bool) -> LanguageModel:
-    tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+    tokenizer = _tokenizer_class(name).from_pretrained(
+        name, local_files_only=local, trust_remote_code=False
+    )
     with _no_bars() if local else nullcontext():
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, local_files_only=local, trust_remote_code=False
         )
     return LanguageModel(model.to(device).eval(), tokenizer)
+
+
+def _tokenizer_class(name: str) -> type[AutoTokenizer] | type[PreTrainedTokenizerFast]:
+    """What reads the tokenizer as it was saved.
+
+    Beside a model of some architectures, qwen2 among them, transformers' automatic choice reads any
+    tokenizer as that family's own: a tokenizer of single characters would lose its spaces.
+    """
+    if Path(name).is_dir():
+        saved = get_tokenizer_config(name).get("tokenizer_class")
+        if saved == PreTrainedTokenizerFast.__name__:
+            return PreTrainedTokenizerFast
+    return AutoTokenizer
 
 
 @contextmanager
