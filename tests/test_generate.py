@@ -155,6 +155,20 @@ def test_diffadapt_tells_its_strategy_and_asks_for_a_probe(tmp_path: Path) -> No
     assert call(*arguments, "--set", f"probe={probe}").stdout == shown
 
 
+def test_reasoning_utility_stops_and_says_where(model: str) -> None:
+    arguments = ("abc", "--model", model, "-n", "12", "--method", "reasoning-utility", "--explain")
+    settings = ("--set", "boundary=[a-h]", "--set", "lead_in= ", "--set", "answer_tokens=2")
+    shown = call(*arguments, *settings, "--set", "h_stop=9").stdout
+    assert re.search(r"stopped after step 1, token \d+", shown)
+    assert "underlined: stopped (1 of" in shown
+    assert "steps 1" in shown
+    whole = call(*arguments, *settings, "--set", "h_stop=0", "--set", "patience=null").stdout
+    assert "stopped not before the end" in whole
+    assert "underlined: stopped (0 of" in whole
+    with pytest.raises(UserError, match="h_stop must"):
+        call(*arguments, "--set", "h_stop=-1")
+
+
 def test_a_prompt_longer_than_the_context_is_refused(model: str) -> None:
     with pytest.raises(UserError, match="64 tokens"):
         call("abc" * 21, "--model", model, "-n", "8")

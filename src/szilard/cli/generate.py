@@ -72,7 +72,7 @@ def generate(
         written = writer(_streaming(request) if streams else request)
     except ValueError as error:
         raise UserError(str(error)) from None
-    pieces = _pieces(request, written.trace)
+    pieces = pieces_of(request, written.trace)
     if explain:
         _print_explained(text, pieces, written)
     elif not streams:
@@ -130,7 +130,7 @@ def _streaming(request: Request) -> Request:
     return replace(request, streamer=TextStreamer(request.tokenizer, skip_special_tokens=True))
 
 
-def _pieces(request: Request, trace: TokenTrace) -> list[str]:
+def pieces_of(request: Request, trace: TokenTrace) -> list[str]:
     """The piece of the text that each token adds."""
     decode = request.tokenizer.decode
     pieces, before = [], ""
@@ -146,6 +146,7 @@ def _pieces(request: Request, trace: TokenTrace) -> list[str]:
 
 
 def _print_explained(prompt: str, pieces: list[str], written: Written) -> None:
+    from rich.markup import escape
     from rich.text import Text
 
     from szilard.cli.measure import heat, print_legend
@@ -153,7 +154,7 @@ def _print_explained(prompt: str, pieces: list[str], written: Written) -> None:
     console, entropy = out(), written.trace.entropy.tolist()
     ramp, top = heat(console, entropy)
     shown = Text(prompt, style="dim")
-    marks = _marks(written.trace)
+    marks = marks_of(written.trace)
     for i, piece in enumerate(pieces):
         style = ramp(entropy[i] / top)
         shown.append(
@@ -166,10 +167,10 @@ def _print_explained(prompt: str, pieces: list[str], written: Written) -> None:
             f"underlined: {name} ({sum(column)} of {len(column)} tokens)", highlight=False
         )
     for name, value in written.facts.items():
-        console.print(f"[dim]{name}[/] {value}", highlight=False)
+        console.print(f"[dim]{name}[/] {escape(value)}", highlight=False, emoji=False)
 
 
-def _marks(trace: TokenTrace) -> dict[str, list[bool]]:
+def marks_of(trace: TokenTrace) -> dict[str, list[bool]]:
     """Which tokens to mark: where an event happened, or a text is not the commonest one."""
     marks = {}
     for name, column in trace.events.items():

@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -239,13 +239,41 @@ def diffadapt(request: Request) -> Written:
     return Written(reply.trace, facts)
 
 
-def _with_processors(request: Request, *processors: Any) -> Written:
-    """`generate` with the processors behind a recorder."""
+def reasoning_utility(request: Request) -> Written:
+    """Stops a chain of thought when the model is certain of its answer or gets no further."""
+    from szilard.decoding import UtilityStoppingCriteria
+
+    mask = request.inputs["attention_mask"]
+    stop = request.make(UtilityStoppingCriteria, request.model, request.tokenizer, mask)
+    written = _with_processors(request, stopping_criteria=[stop])
+    tokens = len(written.trace.token_ids)
+    entropy, ends, stopped = stop.entropy[0], stop.steps_at[0], stop.stopped[0]
+    events = {
+        "answer entropy (nats)": [
+            round(entropy[sum(end <= t for end in ends)], 4) for t in range(1, tokens + 1)
+        ],
+        "step ends": [t in ends for t in range(1, tokens + 1)],
+        "stopped": [stopped and t == tokens for t in range(1, tokens + 1)],
+    }
+    facts = {
+        "steps": str(len(ends)),
+        "answer entropy": f"{entropy[0]:.3f} nats before, {entropy[-1]:.3f} after the last step",
+        "stopped": f"after step {len(ends)}, token {tokens}" if stopped else "not before the end",
+        "answer then": repr(stop.answers[0][-1]),
+    }
+    return Written(replace(written.trace, events=events), facts)
+
+
+def _with_processors(request: Request, *processors: Any, **generation: Any) -> Written:
+    """`generate` with the processors behind a recorder, and further arguments."""
     recorder = EntropyRecorder()
     inputs = request.inputs
     torch.manual_seed(request.seed)
     ids = request.model.generate(
-        **inputs, **request.generation, logits_processor=[recorder, *processors]
+        **inputs,
+        **request.generation,
+        **generation,
+        logits_processor=[recorder, *processors],
     )
     return Written(recorder.trace(ids[:, inputs["input_ids"].shape[-1] :]))
 
@@ -267,6 +295,7 @@ WRITERS: dict[str, Callable[[Request], Written]] = {
     "diffadapt": diffadapt,
     "entropy-adaptive-decoding": entropy_adaptive_decoding,
     "uscd": uscd,
+    "reasoning-utility": reasoning_utility,
 }
 
 
