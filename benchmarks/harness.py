@@ -107,7 +107,7 @@ def measure(case: Case) -> Result:
                 began = time.perf_counter()
                 contenders[name]()
                 times[name].append(time.perf_counter() - began)
-        order.append(order.pop(0))
+        order = order[1:] + order[:1]
     seconds = {name: statistics.median(taken) for name, taken in times.items()}
     ours = seconds["szilard"]
     targets = {

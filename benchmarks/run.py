@@ -26,7 +26,17 @@ RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
 PLOTS = DOCS / "assets" / "benchmarks"
-FAMILIES = ("tokens", "linear", "typical", "attention", "ordinal", "spectral", "neighbors", "gpu")
+FAMILIES = (
+    "tokens",
+    "linear",
+    "typical",
+    "decoding",
+    "attention",
+    "ordinal",
+    "spectral",
+    "neighbors",
+    "gpu",
+)
 
 
 def main() -> int:

@@ -18,8 +18,7 @@ LARGE = 10_000
 
 
 def cases() -> Iterator[Case]:
-    for d in (64, 512):
-        yield case(2_000, d)
+    yield case(2_000, 512)
     for n in (500, 1_000, 2_000, LARGE):
         yield case(n, 128, sweep=True)
     if os.environ.get("BENCH") == "full":
