@@ -10,11 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
     LogitsProcessorList,
-    T5Config,
-    T5ForConditionalGeneration,
     TextIteratorStreamer,
 )
 
@@ -320,23 +316,8 @@ def test_a_reply_is_streamed_token_by_token(model, tokenizer):
     assert reply.n_tokens > 1
 
 
-def test_a_sliding_window_model_goes_on_from_its_cache(tokenizer):
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        sliding_window=6,
-        sliding_window_pattern=3,
-        eos_token_id=None,
-    )
-    model = Gemma3ForCausalLM(config).eval()
+def test_a_sliding_window_model_goes_on_from_its_cache(gemma, tokenizer):
+    model = gemma(vocab_size=len(tokenizer), initializer_range=0.3, eos_token_id=None)
     method = make(model, tokenizer, Alternating())
     for reply, question in zip(
         method.generate(QUESTIONS, do_sample=False, eos_token_id=None), QUESTIONS, strict=True
@@ -449,10 +430,9 @@ def test_a_probe_of_other_classes_is_refused(model, tokenizer):
         make(model, tokenizer, probe)
 
 
-def test_an_encoder_decoder_model_is_refused(tokenizer):
-    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+def test_an_encoder_decoder_model_is_refused(encoder_decoder, tokenizer):
     with pytest.raises(ValueError, match="causal"):
-        make(T5ForConditionalGeneration(config), tokenizer)
+        make(encoder_decoder, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessor,
     PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 import szilard.decoding.entropy_adaptive as module
@@ -57,25 +53,6 @@ def llama(hidden: int, seed: int, vocab: int = 40, scale: float = 0.3) -> PreTra
         eos_token_id=2,
     )
     return LlamaForCausalLM(config).eval()
-
-
-def gemma(seed: int) -> PreTrainedModel:
-    """Two layers see six tokens back, the third all."""
-    torch.manual_seed(seed)
-    config = Gemma3TextConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        sliding_window=6,
-        sliding_window_pattern=3,
-    )
-    return Gemma3ForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -297,8 +274,11 @@ def without_a_cache(
 
 
 @pytest.mark.parametrize("pair", ["full attention", "sliding windows"])
-def test_caches_change_nothing(small: PreTrainedModel, large: PreTrainedModel, pair: str) -> None:
-    models = (small, large) if pair == "full attention" else (gemma(4), gemma(7))
+def test_caches_change_nothing(
+    small: PreTrainedModel, large: PreTrainedModel, gemma: Any, pair: str
+) -> None:
+    windows = [gemma(seed, initializer_range=0.3) for seed in (4, 7)]
+    models = (small, large) if pair == "full attention" else windows
     decoder = restless(*models)
     out = write(decoder, prompt(), max_new_tokens=30, do_sample=False)
     ids, writers = without_a_cache(decoder, prompt(), 30)
@@ -539,12 +519,11 @@ def test_vocabularies_that_differ_are_refused_naming_the_difference() -> None:
     assert common_vocabulary(small, large, (ours, ours)) == 7
 
 
-def test_models_that_read_no_text_piece_by_piece_are_refused(small: PreTrainedModel) -> None:
-    seq2seq = T5ForConditionalGeneration(
-        T5Config(vocab_size=40, d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8)
-    )
+def test_models_that_read_no_text_piece_by_piece_are_refused(
+    small: PreTrainedModel, encoder_decoder: PreTrainedModel
+) -> None:
     with pytest.raises(ValueError, match="large must be a causal"):
-        EntropyAdaptiveDecoder(small, seq2seq, tau_bits=1)
+        EntropyAdaptiveDecoder(small, encoder_decoder, tau_bits=1)
 
     class Forgetful(LlamaForCausalLM):
         def forward(self, input_ids: torch.Tensor) -> Any:

@@ -1,45 +1,20 @@
 """A text read piece by piece is read as it would be in one go."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import pytest
 import torch
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from szilard.decoding.reading import CachedReader, check_prompt
 
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 48,
-}
+Make: TypeAlias = Callable[..., PreTrainedModel]
 
 
-def llama() -> PreTrainedModel:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
-
-
-def gemma() -> PreTrainedModel:
-    """Two layers see six tokens back, the third all."""
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=6, sliding_window_pattern=3)
-    return Gemma3ForCausalLM(config).eval()
-
-
-@pytest.fixture(params=[llama, gemma], ids=["full attention", "sliding windows"])
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return request.param()
+@pytest.fixture
+def model(either: Make) -> PreTrainedModel:
+    return either()
 
 
 def text(rows: int, tokens: int) -> torch.Tensor:
@@ -118,37 +93,36 @@ def test_a_reader_not_made_to_forget_says_so(model: PreTrainedModel) -> None:
         reader.ask(text(1, 2))
 
 
-def test_a_question_needs_something_to_be_asked_about() -> None:
+def test_a_question_needs_something_to_be_asked_about(llama: Make) -> None:
     with pytest.raises(ValueError, match="read something"):
         CachedReader(llama(), rewinds=True).ask(text(1, 2))
 
 
-def test_what_does_not_fit_the_context_is_refused_before_it_is_read() -> None:
+def test_what_does_not_fit_the_context_is_refused_before_it_is_read(llama: Make) -> None:
     reader = CachedReader(llama())
-    reader.read(text(1, 40))
-    with pytest.raises(ValueError, match=r"48 tokens .* come to 49"):
+    reader.read(text(1, 56))
+    with pytest.raises(ValueError, match=r"64 tokens .* come to 65"):
         reader.read(text(1, 9))
-    assert reader.length == 40
+    assert reader.length == 56
 
 
-def test_no_tokens_are_refused() -> None:
+def test_no_tokens_are_refused(llama: Make) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         CachedReader(llama()).read(torch.zeros(1, 0, dtype=torch.long))
 
 
-def test_models_that_can_not_be_read_in_pieces_are_refused() -> None:
-    t5 = T5ForConditionalGeneration(
-        T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    )
+def test_models_that_can_not_be_read_in_pieces_are_refused(
+    llama: Make, encoder_decoder: PreTrainedModel
+) -> None:
     with pytest.raises(ValueError, match="causal language model"):
-        CachedReader(t5)
+        CachedReader(encoder_decoder)
 
     class Forgetful(LlamaForCausalLM):
         def forward(self, input_ids: torch.Tensor) -> None:
             raise AssertionError("is not called")
 
     with pytest.raises(ValueError, match="key-value cache"):
-        CachedReader(Forgetful(LlamaConfig(**SIZES)))
+        CachedReader(Forgetful(llama().config))
 
 
 @pytest.mark.parametrize(
@@ -159,12 +133,12 @@ def test_models_that_can_not_be_read_in_pieces_are_refused() -> None:
         (text(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]), "padding alone"),
         (text(2, 3), torch.tensor([[1, 1, 1], [1, 1, 0]]), "on the left"),
         (text(2, 3), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1]]), "shape of input_ids"),
-        (text(1, 45), None, "48 tokens"),
+        (text(1, 61), None, "64 tokens"),
     ],
 )
 @pytest.mark.usefixtures("unhooked")
 def test_prompts_nothing_can_follow_are_refused(
-    ids: torch.Tensor, mask: torch.Tensor | None, message: str
+    llama: Make, ids: torch.Tensor, mask: torch.Tensor | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_prompt(llama(), ids, mask, new_tokens=4)

@@ -6,11 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from szilard.decoding import (
     CachedReader,
@@ -200,21 +196,8 @@ def test_the_judge_reads_the_chain_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert readers[0].forwards == 2 * states
 
 
-def test_sliding_windows_are_read_from_the_cache_and_refused_a_tree_mask() -> None:
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        sliding_window=6,
-        sliding_window_pattern=3,
-        max_position_embeddings=128,
-    )
-    model = Gemma3ForCausalLM(config).eval()
+def test_sliding_windows_are_read_from_the_cache_and_refused_a_tree_mask(gemma) -> None:
+    model = gemma(vocab_size=len(TOKENIZER), max_position_embeddings=128)
     profile = ReasoningUtility(model, TOKENIZER, LEAD).profile(PROBLEM, CHAIN, "28")
     ids = TOKENIZER(PROBLEM + CHAIN + LEAD + "28")["input_ids"]
     with torch.no_grad():
