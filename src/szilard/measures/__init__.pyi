@@ -1,4 +1,8 @@
-from .attention import attention_entropy, attention_entropy_from_qk
+from .attention import (
+    attention_entropy,
+    attention_entropy_floor,
+    attention_entropy_from_qk,
+)
 from .categorical import (
     conditional_entropy,
     cross_entropy,
@@ -68,6 +72,7 @@ __all__ = [
     "sliding_window_token_entropy",
     # attention
     "attention_entropy",
+    "attention_entropy_floor",
     "attention_entropy_from_qk",
     # repetition
     "repetition",

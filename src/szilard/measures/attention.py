@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer, Real
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -133,6 +133,57 @@ def attention_entropy_from_qk(
     else:
         entropy = entropy * unit
     return entropy.view(*batch, heads, queries)
+
+
+def attention_entropy_floor(
+    norm: Real[Tensor, "*shape"],
+    keys: Integer[Tensor, "*shape"] | int,
+    *,
+    base: float | None = None,
+) -> Float[Tensor, "*shape"]:
+    """The least entropy that a softmax over some keys can have, given the norm of its logits.
+
+    With s the norm, n keys and b = exp(-s sqrt(n / (n - 1))),
+
+        H >= log(1 + (n - 1) b) + s sqrt(n (n - 1)) b / (1 + (n - 1) b),
+
+    which one key at s sqrt((n - 1) / n) and the others at -s / sqrt(n (n - 1)) attain. It falls as
+    n s exp(-s): a bound on the logits keeps attention from collapsing.
+
+    Args:
+        norm: Euclidean norm of the logits less their mean, scale included, 0 or more. A larger one
+            gives a bound that holds too, among them the paper's product of spectral norms.
+        keys: visible keys, at least 1.
+        base: base of the logarithms; None for nats, 2 for bits.
+
+    Returns:
+        The bound, float32 or better; 0 for one key.
+
+    Raises:
+        ValueError: a norm that is negative or NaN, a query without a key, a base out of range.
+
+    Examples:
+        >>> import torch
+        >>> attention_entropy_floor(torch.tensor([0.0, 1.0, 8.0]), 16, base=2.0)
+        tensor([4.0000, 3.9195, 0.0515])
+
+    Source:
+        Zhai et al. (2023), "Stabilizing Transformer Training by Preventing Attention Entropy
+        Collapse", theorem 3.1.
+    """
+    unit = log_base(base)
+    s = norm.to(torch.promote_types(norm.dtype, torch.float32))
+    n = torch.as_tensor(keys, device=s.device).to(s.dtype)
+    if not bool((s >= 0).all()):
+        raise ValueError(f"norm must be 0 or more, but its minimum is {s.min().item()}")
+    if not bool((n >= 1).all()):
+        raise ValueError(f"keys must be at least 1, but their minimum is {n.min().item():g}")
+    others = (n - 1).clamp(min=1)
+    gap = s * (n / others).sqrt()
+    rest = others * (-gap).exp()
+    # gap exp(-gap) is 0 at infinity, where the product of its factors is not a number.
+    spread = torch.where(gap.isinf(), 0, gap * rest) / (1 + rest)
+    return torch.where(n > 1, rest.log1p() + spread, 0) * unit
 
 
 class _MapEntropy(Function):
