@@ -127,6 +127,8 @@ METHODS: tuple[Method, ...] = (
         arxiv="2409.05923",
         measures="spread of the next-token distribution",
         acts="subtracts an example-free prompt's distribution where the model is unsure",
+        entry_point="szilard.decoding:USCDLogitsProcessor",
+        extras=("language", "models", "data"),
     ),
     Method(
         slug="diffadapt",

@@ -173,10 +173,11 @@ def test_no_program_is_written_or_run_unless_it_is_allowed(table):
 def test_where_allowed_programs_are_run_and_their_share_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("SZILARD_CACHE", str(tmp_path))
     config = SMOKE.model_copy(
-        update={"allow_code_execution": True, "positions_problems": 0, "seeds": 1}
+        update={"allow_code_execution": True, "positions_problems": 0, "seeds": 2}
     )
     rows = run(config, ("uscd", "standard", "lame"))
     passed = rows[rows.metric == "passed"]
+    assert set(passed.seed) == {0}
     assert len(passed) == 3 * config.code_problems
     assert (passed.value == 0).all()
     claim = experiment.claims(config, rows)[-1]

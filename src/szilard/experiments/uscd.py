@@ -92,6 +92,9 @@ class USCDConfig(ExperimentConfig):
         default=("humaneval",), description="humaneval, or mbpp from the Hugging Face hub"
     )
     code_problems: int = Field(default=4, ge=1, description="problems of each benchmark in part C")
+    code_seeds: int = Field(
+        default=1, ge=1, description="the first seeds write a program a problem each in part C"
+    )
     code_tokens: int = Field(default=64, ge=1, description="longest program, tokens")
     code_batch: int = Field(default=4, ge=1, description="prompts in one left-padded batch")
     temperature: float = Field(default=0.8, gt=0, description="of the programs' sampling")
@@ -130,6 +133,7 @@ class USCDExperiment:
             positions_tokens=512,
             benchmarks=("humaneval", "mbpp"),
             code_problems=500,
+            code_seeds=20,
             code_tokens=512,
             code_batch=16,
         ),
@@ -144,7 +148,7 @@ class USCDExperiment:
         if arm == "uscd" and seed == 0 and config.positions_problems:
             for name in config.models:
                 rows += positions(config, name, log)
-        if config.allow_code_execution and arm in WRITING_ARMS:
+        if config.allow_code_execution and arm in WRITING_ARMS and seed < config.code_seeds:
             for name in config.models:
                 for benchmark in config.benchmarks:
                     rows += programs(config, name, benchmark, arm, seed, log)
