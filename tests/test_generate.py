@@ -13,16 +13,18 @@ from szilard.cli.writers import WRITERS, parse_setting
 from szilard.zoo.language import character_tokenizer, tiny_language_model
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+def saved(folder: Path, letters: str, **settings: int) -> str:
     """An untrained model of letters, as a folder."""
-    folder = tmp_path_factory.mktemp("letters")
-    tokenizer = character_tokenizer("abcdefgh ")
-    tiny_language_model(
-        vocab=tokenizer, layers=1, hidden=16, heads=2, positions=64
-    ).save_pretrained(folder)
+    tokenizer = character_tokenizer(letters)
+    model = tiny_language_model(vocab=tokenizer, layers=1, hidden=16, heads=2, **settings)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(tmp_path_factory.mktemp("letters"), "abcdefgh ", positions=64)
 
 
 def call(*arguments: str) -> Result:
@@ -77,13 +79,11 @@ def test_entropy_adaptive_decoding_says_who_wrote_each_token(model: str, tmp_pat
 
 
 def test_two_models_of_different_tokens_are_refused(model: str, tmp_path: Path) -> None:
-    tokenizer = character_tokenizer("hgfedcba ")
-    tiny_language_model(vocab=tokenizer, layers=1, hidden=16, heads=2).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    other = saved(tmp_path, "hgfedcba ")
     with pytest.raises(UserError, match="8 tokens differ"):
         call(
             *("abc", "--model", model, "--method", "entropy-adaptive-decoding"),
-            *("--set", f"small={tmp_path}"),
+            *("--set", f"small={other}"),
         )
 
 
@@ -137,9 +137,7 @@ def test_diffadapt_tells_its_strategy_and_asks_for_a_probe(tmp_path: Path) -> No
 
     from szilard.decoding import DifficultyProbe
 
-    tokenizer, model = character_tokenizer("abcdefgh "), str(tmp_path)
-    tiny_language_model(vocab=tokenizer, layers=1, hidden=16, heads=2).save_pretrained(model)
-    tokenizer.save_pretrained(model)
+    model = saved(tmp_path, "abcdefgh ")
     h = np.random.default_rng(0).normal(size=(30, 16))
     probe = tmp_path / "probe.safetensors"
     DifficultyProbe(hidden=4, epochs=2).fit(h, np.arange(30) % 3).save(probe)
