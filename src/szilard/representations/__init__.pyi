@@ -1,3 +1,4 @@
+from .attention import AttentionEntropyRecorder, CollapseWarning, HeadEntropy
 from .diffusion import DiffusionSpectralEntropy, RepresentationMonitor, RepresentationRecord
 from .recorder import ActivationRecorder
 
@@ -6,4 +7,7 @@ __all__ = [
     "RepresentationMonitor",
     "RepresentationRecord",
     "ActivationRecorder",
+    "AttentionEntropyRecorder",
+    "HeadEntropy",
+    "CollapseWarning",
 ]
