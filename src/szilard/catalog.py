@@ -139,6 +139,8 @@ METHODS: tuple[Method, ...] = (
         arxiv="2510.19669",
         measures="generation entropy against problem difficulty",
         acts="picks an easy, normal or hard inference strategy per question with a hidden-state probe",
+        entry_point="szilard.decoding:DiffAdapt",
+        extras=("language", "models"),
     ),
     Method(
         slug="v-reason",
@@ -159,6 +161,8 @@ METHODS: tuple[Method, ...] = (
         arxiv="2508.20395",
         measures="conditional entropy of the answer after each reasoning step",
         acts="scores, prunes and stops chains of thought",
+        entry_point="szilard.decoding:ReasoningUtility",
+        extras=("language", "models"),
     ),
     # --- rl ---------------------------------------------------------------------------------------
     Method(
