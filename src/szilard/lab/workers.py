@@ -149,8 +149,10 @@ def _serve(pipe: Connection, module: str, config_json: str, threads: int) -> Non
     """A worker's whole life: units come in, tables go out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Read by torch, NumPy and numba when they are first imported, which is below.
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    # Read by torch, NumPy and numba when they are first imported, which is below. What the caller
+    # has set stays.
+    for name in _THREAD_VARIABLES:
+        os.environ.setdefault(name, str(threads))
     from szilard.lab.units import run_unit
 
     last = 0.0
