@@ -400,6 +400,7 @@ METHODS: tuple[Method, ...] = (
         arxiv="2405.12954",
         measures="differential entropy of an activation's output",
         acts="derives the correction that lowers it, as a trainable activation",
+        entry_point="szilard.layers:CRReLU",
     ),
     Method(
         slug="entropy-guided-attention",

@@ -316,6 +316,17 @@ def test_gpt2_trains_with_an_eps_a_layer_and_comes_back_from_its_folder(tmp_path
     torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
+def test_weights_of_another_activation_are_converted_and_come_back(tmp_path):
+    register_activations()
+    tiny_gpt2("gelu_new").save_pretrained(tmp_path / "gelu")
+    model = type(tiny_gpt2("relu")).from_pretrained(tmp_path / "gelu")
+    CRReLU.convert(model, eps_init=0.3)
+    model.config.activation_function = "crrelu"
+    model.save_pretrained(tmp_path / "ours")
+    again = type(model).from_pretrained(tmp_path / "ours")
+    assert [eps.item() for eps in learned_eps(again).values()] == pytest.approx([0.3, 0.3])
+
+
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu", "gelu_pytorch_tanh"])
 def test_the_activations_of_a_gpt2_are_replaced(activation):
     model = tiny_gpt2(activation)

@@ -313,7 +313,9 @@ def register_activations() -> None:
     """Lets transformers build models with `"crrelu"` as their activation, one eps an MLP.
 
     Afterwards `hidden_act="crrelu"` (`activation_function` in GPT-2) works in any configuration, and
-    `from_pretrained` restores what was learned.
+    `from_pretrained` restores what was learned. Weights that were trained with another activation hold
+    no eps, and transformers leaves what a checkpoint lacks unset: load them as they are, then
+    `CRReLU.convert(model)` and name "crrelu" in `model.config`.
 
     Raises:
         ImportError: transformers is not installed.
