@@ -5,7 +5,8 @@ matter for the time, and nothing has to be loaded. *generate* is the same call w
 as the limit. Methods that read one token a forward pass may add 5 %. Those that read every token twice
 may take 2.1 times as long: USCD with its gate open at every token, entropy adaptive decoding between
 two models of this one size, who follow each other at every switch, and the stopping rule that asks for
-the answer after every fourth token, its judge the model itself. Times include the prompt of 64 tokens.
+the answer after every fourth token, its judge the model itself. Times include the prompt of 64 tokens,
+and for DiffAdapt the sentence that its strategy adds, which the plain call is given with its prompt.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from szilard.decoding import (
     DifficultyProbe,
     EntropyAdaptiveDecoder,
     EntropyRecorder,
+    Strategy,
     TypicalLogitsProcessor,
     USCDLogitsProcessor,
     UtilityStoppingCriteria,
@@ -62,9 +64,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return character_tokenizer("abcdefghijklmnopqrstuvwxyz {}.")
 
 
-def write(**more: Any) -> Any:
+def write(*, prompt: int = PROMPT, **more: Any) -> Any:
     """`generate` of exactly NEW tokens; greedy unless told otherwise."""
-    ids = torch.arange(4, 4 + PROMPT)[None] % 30 + 4
+    ids = torch.arange(4, 4 + prompt)[None] % 30 + 4
     torch.manual_seed(0)
     settings = {"do_sample": False} | more
     return model(False).generate(
@@ -104,18 +106,27 @@ def cases() -> Iterator[Case]:
         ONE_PASS,
         drawn,
     )
-    yield case("DiffAdapt", difficulty(), ONE_PASS)
+    adapted, sentence = difficulty()
+    yield case("DiffAdapt", adapted, ONE_PASS, partial(write, prompt=PROMPT + sentence))
     yield case("USCD, contrast at every token", contrasted, TWO_PASSES)
     yield case("entropy adaptive decoding, two models of this size", switching, TWO_PASSES)
     yield case("reasoning utility, asked after every fourth token", asked, TWO_PASSES, spelled)
 
 
-def difficulty() -> Callable[[], Tensor]:
+def difficulty() -> tuple[Callable[[], Tensor], int]:
+    """The method, and how many tokens the sentence has that every strategy of it adds."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(30, 640, generator=generator).numpy()
     probe = DifficultyProbe(epochs=1).fit(states, [0, 1, 2] * 10)
-    method = DiffAdapt(model(False), tokenizer(), probe, max_new_tokens=NEW)
-    return lambda: write(custom_generate=method)
+    sentence = "Work through the problem step by step and systematically."
+    method = DiffAdapt(
+        model(False),
+        tokenizer(),
+        probe,
+        [Strategy(name, sentence, 1.0, 1.0) for name in ("easy", "normal", "hard")],
+        max_new_tokens=NEW,
+    )
+    return lambda: write(custom_generate=method), len(tokenizer()(sentence.lower())["input_ids"])
 
 
 def contrasted() -> Tensor:

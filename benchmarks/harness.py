@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 ROUNDS = 7
-SLOW, SLOW_ROUNDS = 1.5, 3
-ENDLESS = 8.0
+SLOW, SLOW_ROUNDS = 0.75, 3
+ENDLESS = 5.0
 Contender = Callable[[], Any]
 
 
@@ -140,12 +140,12 @@ def _rounds(took: float) -> int:
 def _first(run: Contender) -> tuple[Any, int, float]:
     """A call's answer, how far it lifted the process's resident memory at its worst, and its time.
 
-    Memory is read on Linux. What is endless is called once and its warm-up costs counted with it.
+    Memory is read on Linux. What is slow is called once, and its warm-up costs counted with it.
     """
     began = time.perf_counter()
     answer, memory = _peak(run)
     took = time.perf_counter() - began
-    if took < ENDLESS:
+    if took < SLOW:
         began = time.perf_counter()
         answer, memory = _peak(run)
         took = time.perf_counter() - began
