@@ -33,7 +33,7 @@ from szilard.decoding import (
 )
 from szilard.zoo.language import SPECIAL_TOKENS, character_tokenizer
 
-PROMPT, NEW = 64, 16
+PROMPT, NEW = 64, 12
 ONE_PASS, TWO_PASSES = 1.05, 2.1
 
 

@@ -80,8 +80,16 @@ def test_what_takes_long_is_timed_fewer_times_and_says_so(
     harness: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness, "SLOW", 0.0)
+    monkeypatch.setattr(harness, "SLOW_PEER", 0.0)
     result = harness.measure(case(harness, 45.0))
     assert result.rounds == {"szilard": harness.SLOW_ROUNDS, "peer": harness.SLOW_ROUNDS}
+
+
+def test_an_endless_peer_is_timed_by_its_first_call_alone(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "ENDLESS", 0.0)
+    assert harness.measure(case(harness, 45.0)).rounds == {"szilard": harness.ROUNDS, "peer": 1}
 
 
 def test_extra_memory_has_a_target_of_its_own(harness: ModuleType) -> None:

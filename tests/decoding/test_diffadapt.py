@@ -184,14 +184,15 @@ def test_selected_rows_go_on_by_themselves(model):
 
 def test_questions_are_read_once_and_each_token_after_them_once(model, tokenizer, monkeypatch):
     fed: list[tuple[int, int]] = []
-    forward = type(model).forward
+    body = type(model.base_model)
+    forward = body.forward
 
     @wraps(forward)
     def counting(self, input_ids=None, **rest):
         fed.append(tuple(input_ids.shape))
         return forward(self, input_ids=input_ids, **rest)
 
-    monkeypatch.setattr(type(model), "forward", counting)
+    monkeypatch.setattr(body, "forward", counting)
     replies = seeded(make(model, tokenizer).generate, QUESTIONS)
     width = max(len(tokenizer(question)["input_ids"]) for question in QUESTIONS)
     expected = [(4, width)]
@@ -205,14 +206,15 @@ def test_questions_are_read_once_and_each_token_after_them_once(model, tokenizer
 
 def test_samples_of_a_question_share_one_reading(model, tokenizer, monkeypatch):
     fed: list[int] = []
-    forward = type(model).forward
+    body = type(model.base_model)
+    forward = body.forward
 
     @wraps(forward)
     def counting(self, input_ids=None, **rest):
         fed.append(input_ids.shape[0])
         return forward(self, input_ids=input_ids, **rest)
 
-    monkeypatch.setattr(type(model), "forward", counting)
+    monkeypatch.setattr(body, "forward", counting)
     make(model, tokenizer).collect(QUESTIONS[:3], lambda q, r: True, n=5, batch_size=3)
     assert fed[0] == 3
     assert set(fed[1:]) == {15}

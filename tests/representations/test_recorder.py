@@ -96,3 +96,18 @@ def test_a_layer_without_tensors_is_refused():
         ActivationRecorder(w := Words(), ""),
     ):
         w(1)
+
+
+def test_fold_keeps_one_state_a_layer_and_equals_what_all_batches_give():
+    model, batches = network(), torch.randn(6, 5, 4)
+    total = ActivationRecorder(
+        model, ["0", "1"], reduce=lambda h: h.sum(0), fold=lambda s, h: h if s is None else s + h
+    )
+    with total, ActivationRecorder(model, ["0", "1"]) as whole:
+        for batch in batches:
+            model(batch)
+    for layer in ("0", "1"):
+        torch.testing.assert_close(total[layer], whole[layer].sum(0))
+    total.clear()
+    with pytest.raises(KeyError, match="has not run"):
+        total["0"]

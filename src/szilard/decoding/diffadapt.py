@@ -538,7 +538,7 @@ class DiffAdapt:
     def _read(self, ids: Tensor, mask: Tensor) -> tuple[CachedReader, Tensor]:
         """Reads the questions, and takes h_L at their last tokens."""
         reader = CachedReader(self.model)
-        output = reader.read(ids, mask, output_hidden_states=True)
+        output = reader.read(ids, mask, keep=0, output_hidden_states=True)
         return reader, output.hidden_states[-1][:, -1].float().cpu()
 
     def _choose(

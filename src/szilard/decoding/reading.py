@@ -78,7 +78,8 @@ class CachedReader:
         Args:
             ids: the tokens that follow what was read.
             attention_mask: 0 where a token is padding, which only the first piece may begin with.
-            keep: for how many of the last positions the output carries logits.
+            keep: for how many of the last positions the output carries logits; for 0 the model's head
+                is not run, and the output is that of its body.
             **forward: goes to the model's forward, `output_hidden_states=True` for example.
 
         Returns:
@@ -165,12 +166,13 @@ class CachedReader:
         if self._takes_positions:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -count:]
             forward = {"position_ids": positions, **forward}
-        output = self.model(
+        if keep:
+            forward = {"logits_to_keep": keep, **forward}
+        output = (self.model if keep else self.model.base_model)(
             input_ids=ids,
             attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=keep,
             **forward,
         )
         if self.cache.get_seq_length() != mask.shape[-1]:

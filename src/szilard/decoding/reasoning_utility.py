@@ -613,7 +613,7 @@ class ReasoningUtility:
         reader = CachedReader(self.model, rewinds=True)
         asked = []
         for piece in (prompt, *pieces):
-            reader.read(piece[None])
+            reader.read(piece[None], keep=0)
             asked.append(self.ask(reader, answer))
         return asked
 

@@ -154,7 +154,7 @@ class UtilityStoppingCriteria(StoppingCriteria):
         for row in range(rows):
             padding = 0 if self._mask is None else int((self._mask[row] == 0).sum())
             reader = CachedReader(self._judge.model, rewinds=True)
-            reader.read(input_ids[[row], padding : self._prompt])
+            reader.read(input_ids[[row], padding : self._prompt], keep=0)
             asked = self._judge.ask(reader)
             self.readers.append(reader)
             self.entropy.append([_mean(asked)])
@@ -181,7 +181,7 @@ class UtilityStoppingCriteria(StoppingCriteria):
         while len(new) > 1 and not self._decode(new[-1:]).strip():
             new = new[:-1]
         reader = self.readers[row]
-        reader.read(new[None])
+        reader.read(new[None], keep=0)
         asked = self._judge.ask(reader)
         self.entropy[row].append(_mean(asked))
         self.answers[row].append(asked.answer)

@@ -18,8 +18,8 @@ from torch import Tensor
 from szilard.kernels import tokens as kernels
 from szilard.kernels.tokens import RowMoments
 
-_BLOCK_ELEMENTS = 1 << 20
-"""Numbers in a block of logits, of weight, of hidden that is converted (4 MiB in float32)."""
+_BLOCK_ELEMENTS = 1 << 21
+"""Logits in a block (8 MiB in float32); half where weight or hidden are converted block by block too."""
 _BLOCK_TOKENS = 2048
 """Tokens in a block at most: enough to make the traffic of the weight negligible."""
 
@@ -54,13 +54,18 @@ class Head:
     def word_blocks(self, words: slice) -> Iterator[slice]:
         copied = self.weight.dtype != self.dtype
         widest = max(self._tall, self.weight.shape[1] if copied else 1)
-        return _blocks(words.stop, _BLOCK_ELEMENTS // widest, words.start)
+        return _blocks(words.stop, self._elements // widest, words.start)
 
     @property
     def _tall(self) -> int:
         copied = self.hidden.dtype != self.dtype
-        most = _BLOCK_ELEMENTS // self.weight.shape[1] if copied else _BLOCK_TOKENS
+        most = self._elements // self.weight.shape[1] if copied else _BLOCK_TOKENS
         return max(1, min(len(self.hidden), _BLOCK_TOKENS, most))
+
+    @property
+    def _elements(self) -> int:
+        copied = {self.hidden.dtype, self.weight.dtype} != {self.dtype}
+        return _BLOCK_ELEMENTS // 2 if copied else _BLOCK_ELEMENTS
 
     def logits(self, h: Tensor, w: Tensor, words: slice, room: _Room) -> Tensor:
         """A block of the logits before the scale, written to the room."""
@@ -219,7 +224,7 @@ def _gradients(
 def _shared(head: Head, work: Callable[[slice], tuple]) -> Iterator[tuple]:
     """(words, *what the work gives for them), with as many shares of the words as threads."""
     elements = len(head.hidden) * len(head.weight)
-    threads = min(torch.get_num_threads(), len(head.weight), elements // _BLOCK_ELEMENTS)
+    threads = min(torch.get_num_threads(), len(head.weight), 2 * elements // _BLOCK_ELEMENTS)
     if threads < 2 or head.hidden.device.type != "cpu":
         whole = slice(0, len(head.weight))
         yield whole, *work(whole)

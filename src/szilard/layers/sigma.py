@@ -124,9 +124,9 @@ class SigmaReparam(nn.Module):
         with torch.no_grad():
             right = self.right.to(matrices)
             for _ in range(self.power_iters):
-                left = _unit(torch.einsum("poi,pi->po", matrices, right))
-                right = _unit(torch.einsum("poi,po->pi", matrices, left))
-        return torch.einsum("po,poi,pi->p", left, matrices, right), right
+                left = _unit(_times(matrices, right))
+                right = _unit(_times(matrices.mT, left))
+        return (left * _times(matrices, right)).sum(-1), right
 
     def _matrices(self, weight: Tensor) -> Tensor:
         """(parts, out, in) in float32 or better."""
@@ -419,6 +419,11 @@ def _remove_norms(model: nn.Module) -> None:
                 setattr(parent, name, nn.Identity())
 
 
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Each matrix times its vector."""
+    return (matrices @ vectors[..., None])[..., 0]
+
+
 def _unit(x: Tensor) -> Tensor:
     return nn.functional.normalize(x, dim=-1)
 
@@ -433,8 +438,8 @@ def _top_singular(matrices: Tensor) -> tuple[Tensor, Tensor]:
     tall = exact.shape[-2] >= exact.shape[-1]
     gram = exact.mT @ exact if tall else exact @ exact.mT
     top = torch.linalg.eigh(gram).eigenvectors[..., -1]
-    right = top if tall else _unit(torch.einsum("poi,po->pi", exact, top))
-    sigma = torch.linalg.vector_norm(torch.einsum("poi,pi->po", exact, right), dim=-1)
+    right = top if tall else _unit(_times(exact.mT, top))
+    sigma = torch.linalg.vector_norm(_times(exact, right), dim=-1)
     return sigma.to(matrices.dtype), right.to(matrices.dtype)
 
 

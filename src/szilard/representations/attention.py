@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from szilard._extras import require
 from szilard.measures._checks import log_base
 from szilard.measures.attention import attention_entropy, attention_entropy_from_qk
+from szilard.representations.training import MeasureLogger
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -152,52 +152,27 @@ class AttentionEntropyRecorder:
             ImportError: transformers is not installed.
             ValueError: every or patience below 1.
         """
-        for name, value in (("every", every), ("patience", patience)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, but is {value}")
-        trainer_callback: Any = require("transformers", extra="language").TrainerCallback
-        recorder = self
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1, but is {patience}")
+        low = 0
 
-        class AttentionEntropyCallback(trainer_callback):
-            def __init__(self) -> None:
-                self.latest: dict[str, float] = {}
-                self.low = 0
+        def measure(step: int) -> dict[str, float]:
+            nonlocal low
+            figures = {"attention_entropy/min": self.lowest}
+            for name, layer in self.layers.items():
+                figures[f"attention_entropy/{name}/mean"] = float(layer.entropy.mean())
+                figures[f"attention_entropy/{name}/min"] = float(layer.entropy.min())
+            low = low + 1 if self.lowest < threshold else 0
+            if low == patience:
+                warnings.warn(
+                    f"attention entropy has been below {threshold:g} in some head for {patience} "
+                    f"recordings in a row: {self.lowest:.3g} at step {step}",
+                    CollapseWarning,
+                    stacklevel=2,
+                )
+            return figures
 
-            def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if (state.global_step + 1) % every == 0:
-                    recorder.clear()
-                    recorder.__enter__()
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if recorder._open is None:
-                    return
-                recorder.__exit__(None, None, None)
-                self.latest = {"attention_entropy/min": recorder.lowest}
-                for name, layer in recorder.layers.items():
-                    self.latest[f"attention_entropy/{name}/mean"] = float(layer.entropy.mean())
-                    self.latest[f"attention_entropy/{name}/min"] = float(layer.entropy.min())
-                self.low = self.low + 1 if recorder.lowest < threshold else 0
-                if self.low == patience:
-                    warnings.warn(
-                        f"attention entropy has been below {threshold:g} in some head for {patience} "
-                        f"recordings in a row: {recorder.lowest:.3g} at step {state.global_step}",
-                        CollapseWarning,
-                        stacklevel=2,
-                    )
-                if state.is_world_process_zero:
-                    state.log_history.append({**self.latest, "step": state.global_step})
-
-            def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                recorder.__exit__(None, None, None)
-
-            def on_log(
-                self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
-            ) -> None:
-                if logs is not None:
-                    logs.update(self.latest)
-                    self.latest = {}
-
-        return AttentionEntropyCallback()
+        return MeasureLogger(measure, every=every, recorder=self).callback()
 
     @torch.no_grad()
     def _add(

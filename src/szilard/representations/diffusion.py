@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from szilard._extras import require
 from szilard.measures._checks import log_base
 from szilard.measures.spectral import (
     Bandwidth,
@@ -25,6 +24,7 @@ from szilard.measures.spectral import (
     diffusion_spectrum,
 )
 from szilard.representations.recorder import ActivationRecorder, Reduce
+from szilard.representations.training import MeasureLogger
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -289,30 +289,12 @@ class RepresentationMonitor:
         Raises:
             ImportError: transformers is not installed.
         """
-        trainer_callback: Any = require("transformers", extra="language").TrainerCallback
-        monitor = self
 
-        class MonitorCallback(trainer_callback):
-            latest: dict[str, float]
+        def measure(step: int) -> dict[str, float]:
+            record = self.measure(step)
+            figures = {"dse": record.entropy}
+            if record.mutual_information is not None:
+                figures["dsmi"] = record.mutual_information
+            return figures
 
-            def __init__(self) -> None:
-                self.latest = {}
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if state.global_step % monitor._every:
-                    return
-                record = monitor.measure(step=state.global_step)
-                self.latest = {"dse": record.entropy}
-                if record.mutual_information is not None:
-                    self.latest["dsmi"] = record.mutual_information
-                if state.is_world_process_zero:
-                    state.log_history.append({**self.latest, "step": state.global_step})
-
-            def on_log(
-                self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
-            ) -> None:
-                if logs is not None:
-                    logs.update(self.latest)
-                    self.latest = {}
-
-        return MonitorCallback()
+        return MeasureLogger(measure, every=self._every).callback()
