@@ -44,6 +44,7 @@ class Case:
         at_most_limit: target ratio ours / limit.
         at_most_memory: target for our peak extra memory, in bytes.
         sweep: axis and place on it, for the plot of time over problem size.
+        slow: seconds a call above which we and the limit are timed `SLOW_ROUNDS` times only.
     """
 
     kernel: str
@@ -57,6 +58,7 @@ class Case:
     at_most_limit: float | None = None
     at_most_memory: float | None = None
     sweep: tuple[str, float] | None = None
+    slow: float = SLOW
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def measure(case: Case) -> Result:
     case.ours()
     answer, memory, took = _called(case.ours)
     # What the allocator keeps for later calls is not what each call takes.
-    memory = min(memory, _called(case.ours)[1]) if took < SLOW else memory
-    first, rounds, errors = {"szilard": took}, {"szilard": _rounds(took, SLOW)}, {}
+    memory = min(memory, _called(case.ours)[1]) if took < case.slow else memory
+    first, rounds, errors = {"szilard": took}, {"szilard": _rounds(took, case.slow)}, {}
     for name, peer in case.peers.items():
         theirs, _, first[name] = _called(peer)
         rounds[name] = 1 if first[name] >= ENDLESS else _rounds(first[name], SLOW_PEER)
@@ -102,7 +104,7 @@ def measure(case: Case) -> Result:
     if case.limit is not None:
         name, contenders[case.limit[0]] = case.limit
         first[name] = _called(case.limit[1])[2]
-        rounds[name] = _rounds(first[name], SLOW)
+        rounds[name] = _rounds(first[name], case.slow)
     times = {name: [took] if rounds[name] == 1 else [] for name, took in first.items()}
     order = [name for name in first if rounds[name] > 1]
     for round_ in range(max(rounds.values())):
