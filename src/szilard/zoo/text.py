@@ -1,7 +1,9 @@
-"""A real English text: Herman Melville's Moby-Dick."""
+"""Real English text: Herman Melville's Moby-Dick, and what documents Python's own library."""
 
+import ast
 import json
 import re
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -92,3 +94,19 @@ def _fetch(folder: Path) -> None:
         for chapter in texts
     ]
     (folder / "chapters.json").write_text(json.dumps(split, ensure_ascii=False), encoding="utf-8")
+
+
+def library_docstrings(longer_than: int = 400) -> list[str]:
+    """Returns the long docstrings of Python's standard library, by file and line; needs no network.
+
+    Args:
+        longer_than: characters that a docstring must exceed.
+    """
+    holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [
+        ast.get_docstring(node) or ""
+        for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, holders)
+    ]
+    return [text for text in texts if len(text) > longer_than]
