@@ -1,4 +1,5 @@
 from .attention import AttentionEntropyRecorder, CollapseWarning, HeadEntropy
+from .categorization import encoding_report, match_clusters, neighbor_classes
 from .diffusion import DiffusionSpectralEntropy, RepresentationMonitor, RepresentationRecord
 from .effective_features import (
     DeadDictionary,
@@ -8,12 +9,31 @@ from .effective_features import (
     effective_features,
     measure_superposition,
 )
+from .neural_code import (
+    ChannelSums,
+    NeuralCode,
+    NeuralCodeEncoder,
+    PackedCodes,
+    expressivity,
+    phase_chart,
+    random_redundancy,
+)
 from .recorder import ActivationRecorder
 from .robustness import Effect, combine_effects, robustness_slope
 from .sae import SAEReport, TiedSAE, UntiedSAE, train_sae
 from .training import MeasureLogger
 
 __all__ = [
+    "NeuralCode",
+    "NeuralCodeEncoder",
+    "PackedCodes",
+    "ChannelSums",
+    "encoding_report",
+    "neighbor_classes",
+    "match_clusters",
+    "random_redundancy",
+    "expressivity",
+    "phase_chart",
     "DiffusionSpectralEntropy",
     "RepresentationMonitor",
     "RepresentationRecord",
