@@ -18,6 +18,9 @@ from .neural_code import (
     phase_chart,
     random_redundancy,
 )
+from .pretraining import DynamicsTable, Forecast, SimilarityReport, UnseenPrediction
+from .pretraining_callback import DynamicsCallback
+from .pretraining_checkpoints import evaluate_checkpoints
 from .recorder import ActivationRecorder
 from .robustness import Effect, combine_effects, robustness_slope
 from .sae import SAEReport, TiedSAE, UntiedSAE, train_sae
@@ -55,4 +58,10 @@ __all__ = [
     "robustness_slope",
     "combine_effects",
     "Effect",
+    "DynamicsTable",
+    "SimilarityReport",
+    "Forecast",
+    "UnseenPrediction",
+    "DynamicsCallback",
+    "evaluate_checkpoints",
 ]
