@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -164,7 +165,8 @@ def plots(family: str, results: list[Result]) -> list[str]:
         plot.legend(frameon=False)
         PLOTS.mkdir(parents=True, exist_ok=True)
         names.append(f"{family}-{number + 1}.svg")
-        figure.savefig(PLOTS / names[-1], metadata={"Date": None})
+        with rc_context({"svg.hashsalt": "szilard"}):  # the same data draw the same file
+            figure.savefig(PLOTS / names[-1], metadata={"Date": None})
     return names
 
 

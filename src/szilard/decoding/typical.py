@@ -201,9 +201,10 @@ def _typical_set(
 ) -> Tensor:
     logq = _at_least_float32(logits).log_softmax(dim=-1)
     q = logq.exp()
-    # nansum reads 0 log 0 as 0.
-    entropy = -(logq * q).nansum(dim=-1, keepdim=True)
-    distance = (-logq - entropy).abs_()
+    # Finite where q is 0, so that 0 log 0 is 0.
+    logq.clamp_(min=torch.finfo(logq.dtype).min)
+    minus_entropy = torch.linalg.vecdot(logq, q)[:, None]
+    distance = logq.sub_(minus_entropy).abs_()
     if sampled is not None:
         q = sampled.to(q.dtype).softmax(dim=-1)
     cutoff = weighted_threshold(distance, q, mass)[:, None]
