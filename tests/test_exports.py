@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-PACKAGES = ["measures", "decoding", "rl", "layers", "representations", "dynamics"]
+PACKAGES = ["measures", "decoding", "rl", "layers", "representations", "dynamics", "physics"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
