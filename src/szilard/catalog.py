@@ -558,6 +558,7 @@ METHODS: tuple[Method, ...] = (
         arxiv="1105.5662",
         measures="entropy under measured constraints",
         acts="builds physical models one constraint at a time, at rest and in motion",
+        entry_point="szilard.physics:MaxEnt",
     ),
     Method(
         slug="semantic-information",
