@@ -1,3 +1,13 @@
+from .koopman import (
+    InformationKoopman,
+    InformationKoopmanLoss,
+    effective_dimension,
+    latent_entropy,
+    linear_gaussian_information,
+    ridge_operator,
+    temporal_infonce,
+    water_filling,
+)
 from .peccary import (
     HCCurves,
     Peccary,
@@ -20,4 +30,12 @@ __all__ = [
     "periodic_bounds",
     "uniform_step",
     "UndersampledWarning",
+    "InformationKoopman",
+    "InformationKoopmanLoss",
+    "temporal_infonce",
+    "latent_entropy",
+    "effective_dimension",
+    "ridge_operator",
+    "linear_gaussian_information",
+    "water_filling",
 ]
