@@ -2,7 +2,8 @@
 
 Scores are made in blocks: some queries of one head times the keys they see, in buffers a thread
 keeps. On the CPU in float32 everything in between is compiled, and threads of our own share the
-blocks, or for the gradients the key heads.
+blocks, or for the gradients the key heads. Small heads, and all off the CPU, are scored many at a
+time by one batched product.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _LEAST_ROWS = 16
 """Queries below which a block would spend its time on reading the keys."""
 _SERIAL = 1 << 17
 """Scores below which another thread costs more than it saves."""
+_SMALL_HEAD = 1 << 16
+"""Scores of a head below which heads are better scored together than one by one."""
+_DEVICE_ELEMENTS = 1 << 24
+"""Scores held at once off the CPU (64 MiB in float32)."""
 _TILE = 16
 """What rows and columns of a product are multiples of."""
 
@@ -132,6 +137,16 @@ def score_entropies(scores: Scores) -> Tensor:
     """
     out = scores.query.new_zeros(scores.query.shape[:-1], dtype=scores.dtype)
     finite = _surely_finite(scores)
+    if _together(scores):
+        for group in _groups(scores):
+            _, _, z, visible = _scored_together(scores, group)
+            moments = row_moments(z.flatten(0, -2), 1.0, None)
+            entropy = (moments.total.log() - moments.mean).view(z.shape[:-1])
+            if not finite:
+                entropy[((z.isfinite() | ~visible).sum(-1)) != z.shape[-1]] = torch.nan
+            entropy = entropy.masked_fill(~visible.any(-1), 0.0)
+            out[group] = entropy.flatten(1, 2).to(out.dtype)
+        return out
 
     def work(blocks: Sequence[Block]) -> None:
         buffers = _Buffers(scores)
@@ -150,6 +165,8 @@ def score_entropies(scores: Scores) -> Tensor:
 def score_entropy_gradients(scores: Scores, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of score_entropies to query and key: dH / dz = -p (log p + H), z scored again."""
     grad_query, grad_key = torch.zeros_like(scores.query), torch.zeros_like(scores.key)
+    if _together(scores):
+        return _gradients_together(scores, grad, grad_query)
     heads: dict[tuple[int, int], list[Block]] = {}
     for block in _blocks(scores):
         heads.setdefault((block.batch, scores.key_head(block.head)), []).append(block)
@@ -169,6 +186,71 @@ def score_entropy_gradients(scores: Scores, grad: Tensor) -> tuple[Tensor, Tenso
 
     _share(work, list(heads.values()), scores)
     return grad_query, grad_key
+
+
+def _together(scores: Scores) -> bool:
+    """Whether heads are scored many at a time: small ones, and all where nothing is compiled."""
+    small = scores.query.shape[2] * scores.key.shape[2] <= _SMALL_HEAD
+    return small or not _compiles(scores.query, scores.key)
+
+
+def _groups(scores: Scores) -> Iterator[tuple[slice, slice, slice]]:
+    """Batch, heads and queries of what is scored at a time; heads are always whole."""
+    batch, heads, queries = scores.query.shape[:3]
+    row = max(1, heads * scores.key.shape[2])
+    room = _BLOCK_ELEMENTS if scores.query.device.type == "cpu" else _DEVICE_ELEMENTS
+    step = max(1, min(queries, room // row))
+    many = max(1, room // (row * step))
+    for first in range(0, batch, many):
+        for start in range(0, queries, step):
+            yield slice(first, first + many), slice(None), slice(start, start + step)
+
+
+class _Together(NamedTuple):
+    """Operands and scores of a group, (batch, key heads, heads a key head, queries, ...).
+
+    Keys and queries that nobody looks at are 0, whatever they were. Scores that are not visible are
+    -inf, but 0 where a query sees nothing.
+    """
+
+    query: Tensor
+    key: Tensor
+    z: Tensor
+    visible: Tensor
+
+
+def _scored_together(scores: Scores, group: tuple[slice, slice, slice]) -> _Together:
+    device, keys = scores.query.device, scores.key.shape[2]
+    lengths = scores.lengths[group[0], group[2]].to(device)[..., None]
+    if scores.padding is None:
+        visible = torch.arange(1, keys + 1, device=device) <= lengths
+    else:
+        counts = scores.padding[group[0]][:, None]
+        visible = counts & (counts.cumsum(-1) <= lengths)
+    blind = lengths == 0
+    key = scores.key[group[0]].to(scores.dtype)
+    key = key.masked_fill(~visible.any(1)[:, None, :, None], 0.0)[:, :, None]
+    query = scores.query[group].to(scores.dtype).masked_fill(blind[:, None], 0.0)
+    query = query.unflatten(1, (key.shape[1], -1))
+    z = scores.scale * query @ key.mT
+    visible = visible[:, None, None].expand_as(z)
+    z.masked_fill_(~visible, -torch.inf).masked_fill_(blind[:, None, None], 0.0)
+    return _Together(query, key, z, visible)
+
+
+def _gradients_together(scores: Scores, grad: Tensor, grad_query: Tensor) -> tuple[Tensor, Tensor]:
+    grad_key = torch.zeros_like(scores.key, dtype=scores.dtype)
+    for group in _groups(scores):
+        query, key, z, _ = _scored_together(scores, group)
+        rows = z.flatten(0, -2)
+        moments = row_moments(rows, 1.0, None)
+        linear = torch.zeros(3, len(rows), device=rows.device).to(moments.total)
+        linear[1] = -grad[group].flatten()
+        slopes = torch.empty_like(rows)
+        slopes = softmax_polynomial(rows, 1.0, moments, linear, None, slopes).view(z.shape)
+        grad_query[group] = (scores.scale * slopes @ key).flatten(1, 2).to(grad_query.dtype)
+        grad_key[group[0]] += scores.scale * (slopes.mT @ query).sum(2)
+    return grad_query, grad_key.to(scores.key.dtype)
 
 
 def _blocks(scores: Scores) -> Iterator[Block]:
@@ -199,8 +281,7 @@ def _surely_finite(scores: Scores) -> bool:
 def _share(work: Callable[[Sequence], None], items: list, scores: Scores) -> None:
     """Deals the items out to threads, one item in turn to each."""
     elements = scores.query.shape[:-1].numel() * scores.key.shape[-2]
-    threads = torch.get_num_threads() if _compiles(scores.query, scores.key) else 1
-    threads = max(1, min(threads, len(items), elements // _SERIAL))
+    threads = max(1, min(torch.get_num_threads(), len(items), elements // _SERIAL))
     if threads == 1:
         work(items)
         return
@@ -223,7 +304,7 @@ class _Buffers:
         rows = min(rows, _whole(scores.query.shape[2]))
 
         def buffer(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=scores.dtype, device=scores.query.device)
+            return torch.zeros(shape, dtype=scores.dtype)
 
         self._query, self._key_t, self._z = (
             buffer(rows, width),
@@ -236,8 +317,7 @@ class _Buffers:
             self._slopes = buffer(rows * keys)
 
     def lengths(self, block: Block) -> Tensor:
-        lengths = self._scores.lengths[block.batch, block.start : block.stop]
-        return lengths.to(self._z.device)
+        return self._scores.lengths[block.batch, block.start : block.stop]
 
     def scored(self, block: Block) -> Tensor:
         """Scores of the block's queries, (queries, keys rounded up)."""
@@ -314,34 +394,20 @@ def _copy(
     into: Tensor | None = None,
 ) -> None:
     """Writes factor * x, or its rows `of`, to the first rows of out, or its rows `into`."""
-    if _compiles(x, out):
-        from szilard.kernels import attention_cpu
+    from szilard.kernels import attention_cpu
 
-        attention_cpu.copy(x, out, factor, of, into)
-        return
-    x = (x if of is None else x[of]).to(torch.promote_types(x.dtype, out.dtype)) * factor
-    if into is None:
-        out[: len(x), : x.shape[1]] = x
-    else:
-        out[into] = x.to(out.dtype)
+    attention_cpu.copy(x, out, factor, of, into)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
     """Writes a @ b into out, or adds it; rows and columns of out fill whole tiles."""
-    if _compiles(out):
-        from szilard.kernels import attention_cpu
+    from szilard.kernels import attention_cpu
 
-        attention_cpu.multiply(a.numpy(), b.numpy(), out.numpy(), add)
-    else:
-        torch.addmm(out, a, b, beta=float(add), out=out)
+    attention_cpu.multiply(a.numpy(), b.numpy(), out.numpy(), add)
 
 
 def _fill(x: Tensor, lengths: Tensor, value: float) -> None:
     """Sets what lies beyond each row's length to the value."""
-    if _compiles(x):
-        from szilard.kernels import attention_cpu
+    from szilard.kernels import attention_cpu
 
-        attention_cpu.fill(x.numpy(), lengths.numpy(), value)
-    else:
-        place = torch.arange(x.shape[1], device=x.device)
-        x.masked_fill_(place >= lengths.to(x.device)[:, None], value)
+    attention_cpu.fill(x.numpy(), lengths.numpy(), value)
