@@ -411,6 +411,7 @@ METHODS: tuple[Method, ...] = (
         arxiv="2501.03489",
         measures="attention entropy per head, against collapse and overload",
         acts="regularises it with learnable thresholds in models with few nonlinearities",
+        entry_point="szilard.layers:EntropyBand",
     ),
     # --- representations --------------------------------------------------------------------------
     Method(

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from layers import guided_rank
 from szilard.layers import (
     AttentionEntropyReport,
     AttentionTemperature,
@@ -32,6 +34,22 @@ from szilard.measures import attention_entropy, attention_entropy_from_qk
 transformers = pytest.importorskip("transformers")
 
 VOCABULARY, POSITIONS = 23, 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def second_rank(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """The other one of two processes that train together, and where they meet.
+
+    To import takes it as long as many tests do, so it starts before them and then waits.
+    """
+    store = tmp_path_factory.mktemp("ranks") / "store"
+    command = [sys.executable, str(Path(__file__).with_name("guided_rank.py")), str(store)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    yield process, store
+    process.kill()
+    process.communicate()
 
 
 def gpt2(seed: int = 0, **options: Any) -> Any:
@@ -535,12 +553,15 @@ def test_under_autocast_entropies_are_single_precision() -> None:
 
 @pytest.mark.usefixtures("unhooked")
 def test_it_compiles_whole_where_it_is_not_guided_and_in_parts_where_it_is() -> None:
-    ids = tokens()
-    model = scattered(convert_softmax_only(gpt2()))
+    ids, options = (
+        tokens(),
+        {"n_layer": 1, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0},
+    )
+    model = scattered(convert_softmax_only(gpt2(**options)))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
     torch._dynamo.reset()
-    model = guided(gamma=0.0)
+    guide_entropy(model, EntropyBand(1, 2, gamma=0.0, coef=1.0)).train()
     expected = model(ids, labels=ids)
     found = torch.compile(model, backend="aot_eager")(ids, labels=ids)
     torch.testing.assert_close(found.entropy_penalty, expected.entropy_penalty)
@@ -558,45 +579,13 @@ def test_a_copy_has_taps_of_its_own() -> None:
     assert twin.entropy_band.theta.grad is not None
 
 
-RANK = """
-import json, sys, torch
-from transformers import GPT2Config, GPT2LMHeadModel
-from szilard.layers import EntropyBand, convert_softmax_only, guide_entropy
-
-rank, store = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-states = []
-for unused in (False, True):
-    torch.manual_seed(rank)
-    config = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=16, vocab_size=23)
-    model = guide_entropy(convert_softmax_only(GPT2LMHeadModel(config)), EntropyBand(2, 2, coef=1.0))
-    model = torch.nn.parallel.DistributedDataParallel(model.train(), find_unused_parameters=unused)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        ids = torch.randint(23, (2, 12))
-        out = model(ids, labels=ids)
-        (out.loss + out.entropy_penalty).backward()
-        optimizer.step()
-    theta, raw = model.module.entropy_band.theta, model.module.transformer.h[1].attn.temperature.raw
-    states.append([theta.tolist(), raw.tolist(), float(ids.sum())])
-print(json.dumps(states))
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_processes_keep_the_same_thresholds_and_temperatures(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    first, second = (
-        json.loads(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks
-    )
+def test_processes_keep_the_same_thresholds_and_temperatures(
+    second_rank: tuple[subprocess.Popen[str], Path],
+) -> None:
+    process, store = second_rank
+    with torch.random.fork_rng():
+        first = guided_rank.train(0, str(store))
+    second = json.loads(process.communicate(timeout=120)[0].splitlines()[-1])
     for a, b in zip(first, second, strict=True):
         assert a[:2] == b[:2]
         assert a[2] != b[2]  # they saw other batches

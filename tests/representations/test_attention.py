@@ -140,6 +140,56 @@ def test_everything_is_put_back_when_the_model_raises() -> None:
     assert not layer._forward_pre_hooks
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_queries_are_looked_at_after_their_temperatures(padded: bool) -> None:
+    from szilard.layers import AttentionEntropyReport, convert_softmax_only
+
+    settings = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 23}
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings)).eval()
+    convert_softmax_only(model)
+    ids = torch.arange(20).view(2, 10)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 1 - int(padded)
+    found = []
+    for shift in (0.0, -4.0):
+        with torch.no_grad():
+            for block in model.transformer.h:
+                block.attn.c_attn.weight.normal_(0, 10, generator=torch.Generator().manual_seed(1))
+                block.attn.temperature.raw += shift + torch.rand(2, 16)
+        with AttentionEntropyRecorder(model) as recorder, AttentionEntropyReport(model) as report:
+            model(ids, attention_mask=mask if padded else None)
+        # What the layer hands out, whose share of ln T is of the same queries.
+        for layer, fill in zip(recorder.layers.values(), report.fill, strict=True):
+            torch.testing.assert_close(layer.entropy, fill * math.log(10), atol=1e-5, rtol=1e-5)
+        found.append(recorder.lowest)
+    assert found[1] < 0.5 * found[0]
+
+
+def test_generation_with_temperatures_adds_every_token() -> None:
+    from szilard.layers import convert_softmax_only
+
+    settings = {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 23}
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings)).eval()
+    block = convert_softmax_only(model).transformer.h[0]
+    with torch.no_grad():
+        block.attn.c_attn.weight.normal_(0, 10)
+        block.attn.temperature.raw.normal_()
+    ids = torch.arange(9)[None]
+    recorder = AttentionEntropyRecorder(model)
+    with recorder, torch.no_grad():
+        model(ids)
+    (whole,) = recorder.layers.values()
+    recorder.clear()
+    cache = None
+    with recorder, torch.no_grad():
+        for i in range(9):
+            cache = model(ids[:, i : i + 1], past_key_values=cache, use_cache=True).past_key_values
+    (stepped,) = recorder.layers.values()
+    torch.testing.assert_close(stepped.entropy, whole.entropy, atol=1e-5, rtol=1e-5)
+
+
 def test_another_model_is_not_recorded() -> None:
     model, other = llama(), llama()
     with AttentionEntropyRecorder(model) as recorder:

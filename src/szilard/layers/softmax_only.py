@@ -37,6 +37,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 ATTENTION = "szilard_tempered"
 """Name of the attention function that transformers looks up."""
+_KERNEL = "sdpa"
 FFN_NORMS = ("weight", "spectral")
 _ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "linear": "linear"}
 
@@ -155,7 +156,12 @@ def tempered_attention(
         query = module.temperature(query, positions)
     if module.taps:
         tap_entropies(module, query, key, attention_mask, kwargs.get("scaling"))
-    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    kernel = ALL_ATTENTION_FUNCTIONS[_KERNEL]
+    return kernel(module, query, key, value, attention_mask, **kwargs)
+
+
+# Who records queries on their way to be scored has to look there: here they are not tempered yet.
+tempered_attention.scored_by = _KERNEL  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -280,7 +286,7 @@ def fuse_softmax_only(model: Model) -> Model:
             block.mlp = _linear(weight, bias)
         _fold_temperature(attention)
     if all(attention.temperature is None for attention in modules):
-        gpt2.set_attn_implementation("sdpa")
+        gpt2.set_attn_implementation(_KERNEL)
     return model
 
 

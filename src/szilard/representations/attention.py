@@ -50,8 +50,10 @@ class AttentionEntropyRecorder:
     Queries and keys are looked at where they meet, block by block, so that no map is held longer than
     it takes to reduce it, and dropout does not show. Layers are the `nn.MultiheadAttention` modules
     of any model and the attention modules of transformers' models, whichever of their implementations
-    runs. Padded queries and masked keys do not count. Everything is put back on leaving the context,
-    also when the model raises.
+    runs. An attention function registered with transformers that changes queries or keys before it
+    calls another one names that in an attribute `scored_by`; they are then looked at there. Padded
+    queries and masked keys do not count. Everything is put back on leaving the context, also when the
+    model raises.
 
     Args:
         model: any module with such layers.
@@ -330,7 +332,8 @@ def _wrapped(modules: dict[nn.Module, str], observe: Callable[..., None]) -> Ite
         return attend
 
     with ExitStack() as stack:
-        for name in {m.config._attn_implementation for m in modules} - {"eager"}:  # type: ignore[union-attr]
+        named = {m.config._attn_implementation for m in modules} - {"eager"}  # type: ignore[union-attr]
+        for name in {getattr(ALL_ATTENTION_FUNCTIONS[name], "scored_by", name) for name in named}:
             function = ALL_ATTENTION_FUNCTIONS[name]
             ALL_ATTENTION_FUNCTIONS.register(name, wrap(function))
             stack.callback(ALL_ATTENTION_FUNCTIONS.register, name, function)
