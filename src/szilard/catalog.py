@@ -390,6 +390,7 @@ METHODS: tuple[Method, ...] = (
         arxiv="2303.06296",
         measures="attention entropy per head",
         acts="reparametrises weights by their spectral norm so that it can't collapse",
+        entry_point="szilard.layers:sigma_reparam",
     ),
     Method(
         slug="crrelu",

@@ -75,7 +75,7 @@ def test_the_exact_part_is_exact():
 
 def test_a_run_ends_with_claims_and_figures(table):
     claims = experiment.claims(SMOKE, table)
-    assert len(claims) == 9
+    assert len(claims) == 12
     assert [claim.verdict for claim in claims[:2]] == [Verdict.HOLDS] * 2
     figures = experiment.figures(SMOKE, table)
     assert all(figure.plot.data for figure in figures)

@@ -3,7 +3,7 @@
 Part A is exact: the bound on attention entropy over random and worst rows, and how far a sign-like
 update moves the spectral norm of a matrix. Part B trains one transformer under each scheme without
 warm-up, at learning rates up to ones that are too high, with the attention entropy of every head
-recorded on the way.
+recorded on the way, and holds the bound against the heads that come out.
 """
 
 from __future__ import annotations
@@ -47,12 +47,17 @@ class SigmaConfig(ExperimentConfig):
     schemes: tuple[str, ...] = Field(
         default=SCHEMES, min_length=2, description=f"any of: {'; '.join(SCHEMES)}"
     )
+    swept: tuple[str, ...] = Field(
+        default=(OURS, BARE, PLAIN),
+        description="schemes that train at every learning rate; the others at the highest alone",
+    )
     learning_rates: tuple[float, ...] = Field(
         default=(3e-3, 1e-2, 3e-2), min_length=1, description="of Adam, constant, ascending"
     )
     steps: int = Field(default=300, ge=_TRANSIENT + 1, description="optimiser steps")
-    batch_size: int = Field(default=64, ge=1, description="images a step")
-    record_every: int = Field(default=5, ge=1, description="steps between two entropies")
+    batch_size: int = Field(default=32, ge=1, description="images a step")
+    record_every: int = Field(default=10, ge=1, description="steps between two entropies")
+    probe: int = Field(default=8, ge=1, description="images of a batch that entropies are read on")
     warmup: float = Field(default=0.1, gt=0, lt=1, description="share of the steps, of that scheme")
     clip: float = Field(default=1.0, gt=0, description="gradient norm, of that scheme")
     data: str = Field(
@@ -69,13 +74,17 @@ class SigmaConfig(ExperimentConfig):
         default="float32", description="of products, under autocast"
     )
 
-    @field_validator("schemes")
+    @field_validator("schemes", "swept")
     @classmethod
     def _known(cls, schemes: tuple[str, ...]) -> tuple[str, ...]:
         for scheme in schemes:
             if scheme not in SCHEMES:
                 raise ValueError(f"schemes: {scheme!r} is none of {'; '.join(SCHEMES)}")
         return schemes
+
+    def rates(self, scheme: str) -> tuple[float, ...]:
+        """The learning rates that a scheme trains at."""
+        return self.learning_rates if scheme in self.swept else self.learning_rates[-1:]
 
 
 class SigmaExperiment:
@@ -100,7 +109,7 @@ class SigmaExperiment:
             learning_rates=(5e-4, 1e-3),
             steps=375_000,
             batch_size=1024,
-            record_every=250,
+            record_every=2500,
             image_size=224,
             patch_size=16,
             width=768,
@@ -118,7 +127,7 @@ class SigmaExperiment:
         if arm == config.schemes[0]:
             log(0.0, "bounds")
             rows += bounds(config.rows, seed) + updates(seed)
-        rates = config.learning_rates
+        rates = config.rates(arm)
         for i, rate in enumerate(rates):
 
             def log_rate(fraction: float, i: int = i, rate: float = rate) -> None:
@@ -135,8 +144,9 @@ class SigmaExperiment:
         return [
             _accuracies(config, table, arms),
             _entropies(config, table, arms),
-            _heads(config, table, arms),
-            _floor(),
+            _courses(config, table),
+            _heads(config, table),
+            _floor(config, table),
         ]
 
 
@@ -261,7 +271,7 @@ def trained(
     with torch.random.fork_rng(devices=[] if device == "cpu" else None):
         torch.manual_seed(seed)
         model = build(config, scheme, data.classes, data.channels).to(device).train()
-    optimizer = torch.optim.Adam(model.parameters(), rate)
+    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     warm = config.warmup * config.steps if "warm-up" in scheme else 0
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / warm) if warm else 1.0
@@ -273,15 +283,8 @@ def trained(
     losses: list[float] = []
     lowest = math.inf
     for step, (images, labels) in enumerate(data.batches(config, seed, device), 1):
-        recorded = step % config.record_every == 0 or step == config.steps
-        recorder.clear()
-        if recorded:
-            recorder.__enter__()
-        try:
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
-                logits = model(pixel_values=images).logits
-        finally:
-            recorder.__exit__(None, None, None)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+            logits = model(pixel_values=images).logits
         loss = nn.functional.cross_entropy(logits.float(), labels)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
@@ -292,30 +295,109 @@ def trained(
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         schedule.step()
-        if recorded:
-            means = {name: layer.entropy.cpu() for name, layer in recorder.layers.items()}
-            least = min(float(entropy.mean()) for entropy in means.values())
+        if step % config.record_every == 0 or step == config.steps:
+            heads = _entropy_of_heads(model, recorder, images[: config.probe])
+            if heads is None:
+                losses.append(math.nan)
+                break
+            least = float(heads.mean(1).min())
             rows.append({"metric": "entropy", "value": least, "step": step, **own})
             rows.append({"metric": "loss", "value": losses[-1], "step": step, **own})
+            rows += [
+                {"metric": "head entropy", "value": float(heads[layer, head]), "step": step}
+                | {"layer": layer, "head": head, **own}
+                for layer, head in np.ndindex(*heads.shape)
+            ]
             if step > _TRANSIENT:
                 lowest = min(lowest, least)
             log(step / config.steps)
-    diverged = not math.isfinite(losses[-1])
-    if not diverged:
-        for layer, entropy in enumerate(means.values()):
-            rows += [
-                {"metric": "head entropy", "value": float(value), "layer": layer, "head": head}
-                | own
-                for head, value in enumerate(entropy)
-            ]
-    accuracy = 0.0 if diverged else _accuracy(model.eval(), data, config, device)
-    last = math.inf if diverged else float(np.mean(losses[-10:]))
+    if not math.isfinite(losses[-1]):
+        accuracy, lowest, last = 0.0, 0.0, 1e3
+    else:
+        rows += [{**row, **own} for row in trained_heads(model.eval(), images[: config.probe])]
+        accuracy = _accuracy(model, data, config, device)
+        last = min(float(np.mean(losses[-10:])), 1e3)
     return [
         *rows,
         {"metric": "accuracy", "value": accuracy, **own},
-        {"metric": "least entropy", "value": 0.0 if diverged else lowest, **own},
-        {"metric": "final loss", "value": min(last, 1e3), **own},
+        {"metric": "least entropy", "value": lowest, **own},
+        {"metric": "final loss", "value": last, **own},
     ]
+
+
+def _entropy_of_heads(model: Any, recorder: Any, images: Tensor) -> np.ndarray | None:
+    """Mean attention entropy, (layers, heads); None where the scores are no longer finite."""
+    recorder.clear()
+    try:
+        with torch.no_grad(), recorder:
+            model.eval()(pixel_values=images)
+    except ValueError:
+        return None
+    finally:
+        model.train()
+    return torch.stack([layer.entropy for layer in recorder.layers.values()]).cpu().numpy()
+
+
+@torch.no_grad()
+def trained_heads(model: Any, images: Tensor) -> list[Row]:
+    """How far the rows of a trained model's attention lie above what their logits allow.
+
+    Once by the norm of a row's logits and once, where the projections are plain linear maps, by the
+    product of spectral norms |W_K W_Q^T| |X X^T|; of each head, its row of least entropy too.
+    """
+    from szilard.measures import attention_entropy, attention_entropy_floor
+
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def keep(module: nn.Module, args: Any, out: Tensor) -> None:
+        seen[module] = args[0].double(), out.double()
+
+    maps = [(m.attention.q_proj, m.attention.k_proj) for m in model.vit.layers]
+    handles = [m.register_forward_hook(keep) for pair in maps for m in pair]
+    try:
+        with torch.no_grad():
+            model(pixel_values=images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    heads = model.config.num_attention_heads
+    rows: list[Row] = []
+    for _layer, (query, key) in enumerate(maps):
+        q, k = (seen[m][1].unflatten(-1, (heads, -1)).transpose(1, 2) for m in (query, key))
+        logits = q @ k.mT / math.sqrt(q.shape[-1])
+        norms = (logits - logits.mean(-1, keepdim=True)).norm(dim=-1)
+        entropy, keys = attention_entropy(logits.softmax(-1)), logits.shape[-1]
+        slack = entropy - attention_entropy_floor(norms, keys)
+        rows.append({"metric": "slack of a trained head", "value": float(slack.min())})
+        if isinstance(query, nn.Linear):
+            whole = _product_norm(query, key, seen[query][0], heads)[..., None]
+            slack = entropy - attention_entropy_floor(whole.expand_as(entropy), keys)
+            rows.append({"metric": "slack by spectral norms", "value": float(slack.min())})
+            ratio = float((whole / norms).median())
+            rows.append({"metric": "spectral norms over row norm", "value": ratio})
+        for head in range(heads):
+            least = int(entropy[:, head].argmin())
+            rows.append(
+                {
+                    "metric": "row of least entropy",
+                    "value": float(entropy[:, head].flatten()[least]),
+                    "norm": float(norms[:, head].flatten()[least]),
+                    "keys": keys,
+                }
+            )
+    return rows
+
+
+def _product_norm(query: Any, key: Any, inputs: Tensor, heads: int) -> Tensor:
+    """|W_K W_Q^T| |X X^T| over sqrt(width) of each image and head; biases are an input of 1."""
+    ones = torch.ones_like(inputs[..., :1])
+    x = torch.cat([inputs, ones], -1)
+    w_q, w_k = (
+        torch.cat([m.weight, m.bias[:, None]], 1).double().unflatten(0, (heads, -1))
+        for m in (query, key)
+    )
+    weights = torch.linalg.matrix_norm(w_k.mT @ w_q, 2) / math.sqrt(w_q.shape[1])
+    return torch.linalg.matrix_norm(x, 2).square()[:, None] * weights
 
 
 def _accuracy(model: Any, data: _Images, config: SigmaConfig, device: str) -> float:
@@ -435,6 +517,19 @@ def _exact_claims(table: pd.DataFrame) -> list[Claim]:
                 below=1e-9,
             ),
         ]
+    trained_slack = table[
+        table.metric.isin(["slack of a trained head", "slack by spectral norms"])
+    ].value
+    if len(trained_slack):
+        claims.append(
+            Claim.judge(
+                "Nor do the heads of trained models.",
+                paper="theorem 3.1",
+                measured=Interval.exact(trained_slack.min()),
+                quantity="least entropy above the bound, all schemes and rates, nats",
+                above=-1e-9,
+            )
+        )
     norms = table[table.metric == "update norm over sqrt(width)"]
     if len(norms):
         wide = norms.pivot(index="seed", columns="width", values="value")
@@ -454,6 +549,13 @@ def _exact_claims(table: pd.DataFrame) -> list[Claim]:
 def _by_rate(table: pd.DataFrame, metric: str, rate: float) -> pd.DataFrame:
     rows = table[(table.metric == metric) & (table.rate == rate)]
     return rows.pivot(index="seed", columns="arm", values="value")
+
+
+def _usable(config: SigmaConfig, table: pd.DataFrame) -> pd.DataFrame:
+    """How many rates give at least half of a seed's best accuracy, by seed and scheme."""
+    found = table[(table.metric == "accuracy") & table.arm.isin([OURS, PLAIN])]
+    best = found.groupby("seed").value.transform("max")
+    return (found.value >= best / 2).groupby([found.seed, found.arm]).sum().unstack("arm")
 
 
 def _training_claims(config: SigmaConfig, table: pd.DataFrame) -> list[Claim]:
@@ -490,9 +592,30 @@ def _training_claims(config: SigmaConfig, table: pd.DataFrame) -> list[Claim]:
                 above=0,
             )
         )
+    lower = config.learning_rates[-2:][0]
     claims.append(
         Claim.judge(
-            "It still learns there.",
+            f"No layer collapses under it at {lower:g}.",
+            paper="entropies of all layers stay high",
+            measured=mean_interval(_by_rate(table, "least entropy", lower)[OURS]),
+            quantity=f"least mean entropy of a layer at {lower:g}, nats",
+            above=0.1,
+        )
+    )
+    usable = _usable(config, table)
+    claims.append(
+        Claim.judge(
+            "It can be trained at more learning rates.",
+            paper="trains at rates where the plain transformer fails",
+            measured=paired_difference(usable[OURS], usable[PLAIN]),
+            quantity="learning rates tried with at least half of the best accuracy, "
+            "less those of pre-LN",
+            above=0,
+        )
+    )
+    claims.append(
+        Claim.judge(
+            f"It still learns at {high:g}.",
             paper="competitive without warm-up",
             measured=paired_difference(accuracy[OURS], accuracy[PLAIN]),
             quantity=f"test accuracy less that of pre-LN at {high:g}",
@@ -531,13 +654,11 @@ def _accuracies(config: SigmaConfig, table: pd.DataFrame, arms: Sequence[str]) -
     import plotly.graph_objects as go
 
     plot = go.Figure()
-    rates = [f"{rate:g}" for rate in config.learning_rates]
     for arm in arms:
-        found = [
-            mean_interval(_by_rate(table, "accuracy", rate)[arm]) for rate in config.learning_rates
-        ]
+        own = config.rates(arm)
+        found = [mean_interval(_by_rate(table, "accuracy", rate)[arm]) for rate in own]
         plot.add_scatter(
-            x=rates,
+            x=[f"{rate:g}" for rate in own],
             y=[i.value for i in found],
             error_y={
                 "array": [min(i.high, 1) - i.value for i in found],
@@ -547,7 +668,10 @@ def _accuracies(config: SigmaConfig, table: pd.DataFrame, arms: Sequence[str]) -
             name=arm,
             line={"color": color(arms.index(arm)), "width": 4 if arm == OURS else 1.5},
         )
-    plot.update_xaxes(title="learning rate", type="category")
+    order = [f"{rate:g}" for rate in config.learning_rates]
+    plot.update_xaxes(
+        title="learning rate", type="category", categoryorder="array", categoryarray=order
+    )
     plot.update_yaxes(title="test accuracy", range=[0, 1])
     return Figure(
         "Accuracy over the learning rate",
@@ -578,13 +702,44 @@ def _entropies(config: SigmaConfig, table: pd.DataFrame, arms: Sequence[str]) ->
     )
 
 
-def _heads(config: SigmaConfig, table: pd.DataFrame, arms: Sequence[str]) -> Figure:
+def _courses(config: SigmaConfig, table: pd.DataFrame) -> Figure:
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    high, first = config.learning_rates[-1], table.seed.min()
+    rows = table[(table.metric == "head entropy") & (table.rate == high) & (table.seed == first)]
+    shown = [arm for arm in (OURS, PLAIN) if arm in set(rows.arm)]
+    plot = make_subplots(cols=max(1, len(shown)), subplot_titles=shown or None, shared_yaxes=True)
+    for column, arm in enumerate(shown, 1):
+        for (layer, head), curve in rows[rows.arm == arm].groupby(["layer", "head"]):
+            line = go.Scatter(
+                x=curve.step,
+                y=curve.value,
+                name=f"layer {layer:.0f}",
+                legendgroup=f"{layer:.0f}",
+                showlegend=bool(column == 1 and head == 0),
+                hovertext=f"layer {layer:.0f}, head {head:.0f}",
+                line={"color": color(int(layer)), "width": 1.2},
+            )
+            plot.add_trace(line, row=1, col=column)
+        plot.update_xaxes(title="optimiser step", row=1, col=column)
+    plot.update_yaxes(rangemode="tozero")
+    plot.update_yaxes(title="mean attention entropy (nats)", row=1, col=1)
+    return Figure(
+        f"Every head over training, learning rate {high:g}",
+        "A line a head, its layer's colour; one seed. Heads that fall to 0 look at one key.",
+        plot,
+    )
+
+
+def _heads(config: SigmaConfig, table: pd.DataFrame) -> Figure:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     high = config.learning_rates[-1]
     rows = table[(table.metric == "head entropy") & (table.rate == high)]
-    shown = [arm for arm in (OURS, PLAIN) if arm in arms and arm in set(rows.arm)]
+    rows = rows[rows.step == config.steps]
+    shown = [arm for arm in (OURS, PLAIN) if arm in set(rows.arm)]
     plot = make_subplots(cols=max(1, len(shown)), subplot_titles=shown or None)
     top = float(rows.value.max()) if len(rows) else 1.0
     for column, arm in enumerate(shown, 1):
@@ -602,24 +757,33 @@ def _heads(config: SigmaConfig, table: pd.DataFrame, arms: Sequence[str]) -> Fig
     )
 
 
-def _floor() -> Figure:
+def _floor(config: SigmaConfig, table: pd.DataFrame) -> Figure:
     import plotly.graph_objects as go
 
     from szilard.measures import attention_entropy_floor
 
-    norms = torch.linspace(0, 25, 200, dtype=torch.float64)
+    rows = table[table.metric == "row of least entropy"]
+    keys = sorted({int(n) for n in rows["keys"]} | {197, 1024}) if len(rows) else [197, 1024]
+    # What collapsed lies far to the right of where the floor is seen to fall.
+    norms = torch.logspace(-1, 3, 300, dtype=torch.float64)
     plot = go.Figure()
-    for i, keys in enumerate((16, 197, 1024)):
-        floor = attention_entropy_floor(norms, keys)
+    for i, n in enumerate(keys):
+        floor = attention_entropy_floor(norms, n)
         plot.add_scatter(
-            x=norms.tolist(), y=floor.tolist(), name=f"{keys:,} keys", line_color=color(i)
+            x=norms.tolist(), y=floor.tolist(), name=f"least, {n:,} keys", line_color=color(i)
         )
-    plot.update_xaxes(title="norm of the logits less their mean")
-    plot.update_yaxes(title="least attention entropy (nats)")
+    for i, arm in enumerate((OURS, PLAIN), len(keys)):
+        points = rows[rows.arm == arm]
+        plot.add_scatter(
+            x=points.norm, y=points.value, name=arm, mode="markers", marker_color=color(i)
+        )
+    plot.update_xaxes(title="norm of the logits less their mean", type="log")
+    plot.update_yaxes(title="attention entropy (nats)", rangemode="tozero")
     return Figure(
-        "What a bound on the logits buys",
-        "The least entropy a row of attention can have, given the norm of its logits: it falls "
-        "exponentially, so that a bounded spectral norm keeps it up.",
+        "The bound, and trained heads above it",
+        "Lines: the least entropy that a row of attention can have, given the norm of its logits. "
+        "It falls exponentially, so that a bounded spectral norm keeps it up. Points: of every head "
+        "after training, at all rates and seeds, the row of least entropy.",
         plot,
     )
 
