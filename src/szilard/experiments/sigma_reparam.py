@@ -362,7 +362,7 @@ def trained_heads(model: Any, images: Tensor) -> list[Row]:
             handle.remove()
     heads = model.config.num_attention_heads
     rows: list[Row] = []
-    for _layer, (query, key) in enumerate(maps):
+    for query, key in maps:
         q, k = (seen[m][1].unflatten(-1, (heads, -1)).transpose(1, 2) for m in (query, key))
         logits = q @ k.mT / math.sqrt(q.shape[-1])
         norms = (logits - logits.mean(-1, keepdim=True)).norm(dim=-1)
