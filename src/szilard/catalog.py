@@ -445,6 +445,7 @@ METHODS: tuple[Method, ...] = (
         arxiv="2101.05490",
         measures="redundancy and entropy of binary activation patterns",
         acts="reads what simple classifiers can tell from the codes",
+        entry_point="szilard.representations:NeuralCode",
     ),
     Method(
         slug="pretraining-dynamics",
