@@ -355,8 +355,7 @@ def trained_heads(model: Any, images: Tensor) -> list[Row]:
     maps = [(m.attention.q_proj, m.attention.k_proj) for m in model.vit.layers]
     handles = [m.register_forward_hook(keep) for pair in maps for m in pair]
     try:
-        with torch.no_grad():
-            model(pixel_values=images)
+        model(pixel_values=images)
     finally:
         for handle in handles:
             handle.remove()
