@@ -217,6 +217,26 @@ def test_a_learned_operator_has_the_eigenvalues_that_dmd_finds():
     np.testing.assert_allclose(ahead, x[:, 1:6], atol=0.1)
 
 
+def test_every_step_up_to_the_horizon_is_trained_on():
+    torch.manual_seed(0)
+    model = identity_model(2, control_dim=1, horizon=3)
+    with torch.no_grad():
+        model.K.copy_(torch.tensor([[0.9, 0.2], [-0.1, 0.8]]))
+        model.B.copy_(torch.tensor([[0.5], [1.0]]))
+    x, actions = torch.randn(4, 9, 2), torch.randn(4, 8, 1)
+    one_step = (x[:, :-1] @ model.K.mT + actions @ model.B.mT - x[:, 1:]).square().mean()
+    far = torch.stack(
+        [
+            model.forecast(x[:, t], 3, actions[:, t : t + 3]) - x[:, t + 1 : t + 4]
+            for t in range(9 - 3)
+        ]
+    )
+    # The identity decodes without error, so only forecasts are left.
+    expected = one_step + far.square().mean()
+    found = model.loss(x, actions)["reconstruction"]
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_ridge_model_regresses_its_operator_from_all_windows():
     A = torch.tensor([[0.9, 0.2], [-0.2, 0.9]])
     x = 20 * linear_trajectories(A)  # large beside the ridge

@@ -351,7 +351,7 @@ class InformationKoopman(nn.Module):
         operator: "learned", one matrix that starts at the identity; or "ridge", regressed anew in
             every batch, without gradient, and over all windows at the end of `fit`.
         control_dim: length of the actions, 0 for none.
-        horizon: decoded forecasts of 1 step and of this many are trained on.
+        horizon: decoded forecasts of 1 step, and the mean of those up to this many, are trained on.
         probabilistic: encoder gives means and log-variances; the latent step is then scored by its
             log-likelihood under N(K z, Sigma) plus the encoder's entropy, and the posterior by its
             divergence from N(0, I).
@@ -499,11 +499,15 @@ class InformationKoopman(nn.Module):
         decoded = self._decode(z)
         error = F.mse_loss(decoded, x) + F.mse_loss(self._decode(ahead), x[:, 1:])
         if self.horizon > 1:
-            far = z[:, : time - self.horizon]
+            starts = time - self.horizon
+            far, ahead_by = z[:, :starts], []
             for h in range(self.horizon):
-                acting = None if actions is None else actions[:, h : time - self.horizon + h]
+                acting = None if actions is None else actions[:, h : starts + h]
                 far = _advance(far, K, B, acting)
-            error = error + F.mse_loss(self._decode(far), x[:, self.horizon :])
+                ahead_by.append(far)
+            seen = x.unfold(1, starts, 1)[:, 1:].movedim(-1, 2)  # [batch, horizon, starts, ...]
+            found = self._decode(torch.stack(ahead_by, 1).flatten(1, 2))
+            error = error + F.mse_loss(found, seen.flatten(1, 2))
         terms = self.shaping(z, ahead, error)
         if not self.probabilistic:
             return terms
