@@ -456,6 +456,7 @@ METHODS: tuple[Method, ...] = (
         arxiv="2404.01204",
         measures="loss and ability of intermediate checkpoints",
         acts="compares, predicts and reads capability curves",
+        entry_point="szilard.representations:DynamicsTable",
     ),
     # --- adaptation -------------------------------------------------------------------------------
     Method(
