@@ -1,5 +1,15 @@
 from ._dual import InfeasibleError
+from .active import ActiveOU
 from .ensembles import Ensemble, canonical, grand_canonical, isothermal_isobaric
+from .entropy_production import (
+    DiffusionSystem,
+    EntropyProduction,
+    LocalScoreTransformer,
+    ScoreMLP,
+    ScoreNetwork,
+    entropy_production,
+    gaussian_entropy_production,
+)
 from .maxent import (
     BoundaryWarning,
     MaxEnt,
@@ -10,6 +20,7 @@ from .maxent import (
     quadrature,
 )
 from .process import InformationLoss, Process, ProcessRun
+from .score_matching import Score, ScoreTrainer
 from .tree import TreeMaxEnt, TreeModel
 
 __all__ = [
@@ -30,4 +41,14 @@ __all__ = [
     "Process",
     "ProcessRun",
     "InformationLoss",
+    "ActiveOU",
+    "DiffusionSystem",
+    "EntropyProduction",
+    "entropy_production",
+    "gaussian_entropy_production",
+    "LocalScoreTransformer",
+    "Score",
+    "ScoreMLP",
+    "ScoreNetwork",
+    "ScoreTrainer",
 ]
