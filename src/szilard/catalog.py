@@ -541,6 +541,7 @@ METHODS: tuple[Method, ...] = (
         arxiv="2510.13025",
         measures="mutual information and von Neumann entropy of a linear latent model",
         acts="keeps it coherent and full, for forecasting and spectra",
+        entry_point="szilard.dynamics:InformationKoopman",
     ),
     # --- physics, semantics, quantum --------------------------------------------------------------
     Method(
