@@ -115,10 +115,11 @@ def test_cell_lists_meet_each_neighbour_once(d, box, n):
     if box:
         x = (x + box / 2) % box - box / 2
     settings = {"beta": 7.5, "contact": 2.0, "reach": 4.0, "box": box}
-    for found, expected in zip(
-        soft_repulsion(x, **settings), all_pairs(x, **settings), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    other = x[::-1] / 3  # a second cloud of another extent
+    found = soft_repulsion(np.stack([x, other]), **settings)
+    for b, cloud in enumerate((x, other)):
+        for part, expected in zip(found, all_pairs(cloud, **settings), strict=True):
+            np.testing.assert_allclose(part[b], expected, rtol=1e-10, atol=1e-12)
 
 
 @given(st.integers(0, 10_000))
@@ -132,7 +133,7 @@ def test_one_far_particle_does_not_ask_for_memory():
     x = np.concatenate([np.random.default_rng(0).uniform(-5, 5, (30, 2)), [[1e9, -1e9]]])
     settings = {"beta": 7.5, "contact": 2.0, "reach": 4.0, "box": 0.0}
     np.testing.assert_allclose(
-        soft_repulsion(x, **settings)[0], all_pairs(x, **settings)[0], atol=1e-10
+        soft_repulsion(x[None], **settings)[0][0], all_pairs(x, **settings)[0], atol=1e-10
     )
 
 

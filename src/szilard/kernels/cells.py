@@ -11,6 +11,7 @@ import numpy as np
 from szilard.kernels.compiled import _compiled
 
 _MOST_CELLS = 1 << 22
+_FEW = 24
 
 
 @_compiled()
@@ -91,34 +92,46 @@ def _forces(x, low, width, cells, box, reach, beta, contact, force, slope):  # t
                     slope[i, a] += -fall * along + push / r * (1 - along)
 
 
+@_compiled()
+def _clouds(x, box, reach, beta, contact, force, slope):  # type: ignore[no-untyped-def]
+    batch, n, d = x.shape
+    low, width, cells = np.empty(d), np.empty(d), np.empty(d, np.int64)
+    for b in range(batch):
+        # With one or two cells a side a neighbour would be met twice: then one cell holds all. It does
+        # so too where points are so few that sorting them costs more than it saves.
+        if box > 0:
+            side = int(box // reach)
+            cells[:] = side if side >= 3 and n > _FEW else 1
+            low[:], width[:] = -box / 2, box / cells[0]
+        else:
+            volume = 1.0
+            for a in range(d):
+                low[a] = x[b, :, a].min()
+                width[a] = max(x[b, :, a].max() - low[a], reach)
+                volume *= width[a]
+            # A few points far apart must not ask for more cells than memory holds.
+            size = max(reach, (volume / min(_MOST_CELLS, 8 * n + 64)) ** (1 / d))
+            for a in range(d):
+                cells[a] = max(int(width[a] // size), 1) if n > _FEW else 1
+                width[a] = max(width[a] / cells[a], reach) * (1 + 1e-12)
+        _forces(x[b], low, width, cells, box, reach, beta, contact, force[b], slope[b])
+
+
 def soft_repulsion(
     x: np.ndarray, *, beta: float, contact: float, reach: float, box: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """sum_j softplus_beta(contact - r_ij) e_ij on each point, and its derivatives d f_a / d x_a.
 
     Args:
-        x: (n, d) finite float64, d from 1 to 3.
+        x: (batch, n, d) finite float64, d from 1 to 3; points of one row of the batch see each other.
         beta: steepness of the softplus ln(1 + e^(beta z)) / beta.
         contact: distance at which points touch.
         reach: distance beyond which the force is taken as 0.
-        box: side of the periodic cube that holds the points, 0 for open space.
+        box: side of the periodic cube around 0 that holds the points, 0 for open space.
 
     Returns:
-        Forces and slopes, each (n, d). Of two points at one place neither pushes the other.
+        Forces and slopes, each (batch, n, d). Of two points at one place neither pushes the other.
     """
-    n, d = x.shape
-    if box:
-        # With one or two cells a side a neighbour would be met twice: then one cell holds all.
-        side = int(box // reach)
-        cells = np.full(d, side if side >= 3 else 1, np.int64)
-        low, width = np.full(d, -box / 2), np.full(d, box / cells[0])
-    else:
-        low = x.min(0)
-        span = np.maximum(x.max(0) - low, reach)
-        # A few points far apart must not ask for more cells than memory holds.
-        size = max(reach, float(np.prod(span) / min(_MOST_CELLS, 8 * n + 64)) ** (1 / d))
-        cells = np.maximum(span // size, 1).astype(np.int64)
-        width = np.maximum(span / cells, reach) * (1 + 1e-12)
     force, slope = np.zeros_like(x), np.zeros_like(x)
-    _forces(x, low, width, cells, float(box), reach, beta, contact, force, slope)
+    _clouds(x, float(box), float(reach), float(beta), float(contact), force, slope)
     return force, slope

@@ -107,15 +107,17 @@ class ActiveOU:
         self, x: Float[np.ndarray, "*batch n d"]
     ) -> tuple[Float[np.ndarray, "*batch n d"], Float[np.ndarray, "*batch n d"]]:
         """Force k sum_j f_ij on each particle, and its derivative along each of its own coordinates."""
-        flat = np.ascontiguousarray(x, dtype=np.float64).reshape(-1, *x.shape[-2:])
-        force, slope = np.zeros_like(flat), np.zeros_like(flat)
         if self.k == 0 or self.N == 1:
-            return force.reshape(x.shape), slope.reshape(x.shape)
-        contact, box = 2 * self.r, 2 * (self.w or 0.0)
-        for b, points in enumerate(flat):
-            force[b], slope[b] = soft_repulsion(
-                points, beta=self.beta, contact=contact, reach=contact + REACH / self.beta, box=box
-            )
+            return np.zeros(x.shape), np.zeros(x.shape)
+        flat = np.ascontiguousarray(x, dtype=np.float64).reshape(-1, *x.shape[-2:])
+        contact = 2 * self.r
+        force, slope = soft_repulsion(
+            flat,
+            beta=self.beta,
+            contact=contact,
+            reach=contact + REACH / self.beta,
+            box=2 * (self.w or 0.0),
+        )
         return self.k * force.reshape(x.shape), self.k * slope.reshape(x.shape)
 
     def terms(
