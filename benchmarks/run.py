@@ -37,6 +37,7 @@ FAMILIES = (
     "ordinal",
     "spectral",
     "neighbors",
+    "codes",
     "gpu",
 )
 
