@@ -435,6 +435,7 @@ METHODS: tuple[Method, ...] = (
         arxiv="2512.13568",
         measures="exponential entropy of sparse-autoencoder activations",
         acts="counts the features a layer holds in superposition",
+        entry_point="szilard.representations:effective_features",
     ),
     Method(
         slug="neural-code",
