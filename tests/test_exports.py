@@ -6,7 +6,16 @@ from importlib import import_module
 
 import pytest
 
-PACKAGES = ["measures", "decoding", "rl", "layers", "representations", "dynamics", "physics"]
+PACKAGES = [
+    "measures",
+    "scoring",
+    "decoding",
+    "rl",
+    "layers",
+    "representations",
+    "dynamics",
+    "physics",
+]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
