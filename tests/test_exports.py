@@ -15,6 +15,7 @@ PACKAGES = [
     "representations",
     "dynamics",
     "physics",
+    "uncertainty",
     "quantum",
 ]
 

@@ -338,6 +338,8 @@ METHODS: tuple[Method, ...] = (
         arxiv="2506.09684",
         measures="entropy of the question given the answer, over perturbed questions",
         acts="says how unsure a black-box model is",
+        entry_point="szilard.uncertainty:InvEntropy",
+        extras=("embeddings",),
     ),
     # --- compression ------------------------------------------------------------------------------
     Method(

@@ -38,8 +38,8 @@ class Separation:
         missing: observations without a score, which were left out.
     """
 
-    fpr: Float[np.ndarray, " thresholds"]
-    tpr: Float[np.ndarray, " thresholds"]
+    fpr: Float[np.ndarray, " points"]
+    tpr: Float[np.ndarray, " points"]
     precision: Float[np.ndarray, " thresholds"]
     recall: Float[np.ndarray, " thresholds"]
     auc: Estimate
