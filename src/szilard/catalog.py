@@ -556,6 +556,7 @@ METHODS: tuple[Method, ...] = (
         arxiv="2309.12991",
         measures="entropy production rate from a learned score",
         acts="maps where a driven many-particle system breaks time reversal",
+        entry_point="szilard.physics:entropy_production",
     ),
     Method(
         slug="maxent-mechanics",

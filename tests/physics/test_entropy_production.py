@@ -192,11 +192,36 @@ def test_positions_stay_on_the_torus_and_discs_apart():
 
 def test_a_simulation_goes_on_where_it_stopped():
     system, rng = ActiveOU(N=5, A=0.1), np.random.default_rng(3)
-    whole = system.simulate(4, every=0.2, dt=0.1, burn_in=0.5, rng=rng)
+    how = {"every": 0.2, "dt": 0.1, "step": "euler"}
+    whole = system.simulate(4, burn_in=0.5, rng=rng, **how)
     rng = np.random.default_rng(3)
-    first = system.simulate(2, every=0.2, dt=0.1, burn_in=0.5, rng=rng)
-    rest = system.simulate(2, every=0.2, dt=0.1, burn_in=0.2, start=first[:, -1], rng=rng)
+    first = system.simulate(2, burn_in=0.5, rng=rng, **how)
+    rest = system.simulate(2, burn_in=0.2, start=first[:, -1], rng=rng, **how)
     np.testing.assert_array_equal(np.concatenate([first, rest], 1), whole)
+
+
+def test_averaged_noise_samples_a_harmonic_trap_exactly_at_any_time_step():
+    system, dt = ActiveOU(N=50, d=1, v0=0.0, A=1.0, k=1e-12, eps=1.0, gamma=1.0), 0.5
+    variance = {
+        step: float(
+            system.simulate(
+                200, every=2.0, dt=dt, burn_in=20.0, trajectories=40, step=step,
+                rng=np.random.default_rng(0),
+            )[..., 0].var()
+        )
+        for step in ("leimkuhler-matthews", "euler")
+    }  # fmt: skip
+    # 400,000 values, nearly independent: five standard errors.
+    assert variance["leimkuhler-matthews"] == pytest.approx(1, abs=0.02)
+    assert variance["euler"] == pytest.approx(1 / (1 - dt / 2), abs=0.03)
+
+
+@pytest.mark.usefixtures("unhooked")
+def test_an_unknown_step_is_refused():
+    with pytest.raises(ValueError, match="step must be"):
+        ActiveOU(N=2, A=1.0).simulate(
+            1, every=1.0, dt=0.1, step="heun", rng=np.random.default_rng(0)
+        )
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -208,6 +233,39 @@ def test_permuting_particles_permutes_the_score(half_width):
     z = torch.from_numpy(np.random.default_rng(0).uniform(-6, 6, (2, 9, 4)))
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(net(z[:, order]), net(z)[:, order])
+
+
+def test_what_is_beyond_the_reach_does_not_matter_and_entering_it_is_smooth():
+    torch.manual_seed(0)
+    net = LocalScoreTransformer(
+        2, 3, width=16, layers=2, heads=2, embedding_layers=1, reach=2.0, contact=(2.0, 7.5)
+    )
+    torch.nn.init.normal_(net.read.weight)
+    z = torch.zeros(1, 5, 4)
+    z[0, :, 0] = torch.tensor([0.0, 1.0, 5.0, 6.0, 9.0])
+
+    def at(x: float) -> torch.Tensor:
+        moved = z.clone()
+        moved[0, 4, 0] = x
+        with torch.no_grad():
+            return net(moved)[0, 0]
+
+    # What is left of attention at the reach is a millionth.
+    torch.testing.assert_close(at(-9.0), at(-2.01), atol=1e-3, rtol=0)
+    assert (at(-2.01) - at(-1.99)).abs().max() < 1e-2
+    assert (at(-9.0) - at(-0.5)).abs().max() > 1e-2
+
+
+def test_the_divergence_counts_contacts_and_reach():
+    torch.manual_seed(1)
+    net = LocalScoreTransformer(
+        2, 3, width=16, layers=1, heads=2, embedding_layers=1, reach=3.0, contact=(2.0, 7.5)
+    ).double()
+    torch.nn.init.normal_(net.read.weight)
+    z = torch.from_numpy(np.random.default_rng(2).normal(size=(1, 5, 4)))
+    _, slope = net.with_divergence(z)
+    jacobian = torch.autograd.functional.jacobian(lambda x: net(x).flatten(), z)
+    torch.testing.assert_close(slope.flatten(), jacobian.flatten(1).diagonal())
 
 
 def test_moving_everything_on_the_torus_changes_nothing():

@@ -30,6 +30,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+_ALMOST_NOTHING = 1e-2
+"""What is left of attention at the reach, cubed: a logarithm must stay finite."""
+
 GAP = 0.05
 """Share of the score-free total that the learned one may differ by before a warning."""
 
@@ -242,6 +245,10 @@ class LocalScoreTransformer(ScoreNetwork):
         layers: post-norm encoder blocks.
         heads: of each.
         embedding_layers: hidden layers of each of the two embeddings.
+        reach: distance over which attention to a neighbour fades to nothing, so that the score stays smooth
+            where the list of neighbours changes; None attends to all alike, as the paper's.
+        contact: (2 r, beta) of a soft repulsion, which a token then holds beside the displacement: over a
+            contact's width the score changes faster than layers of it soon learn. None as the paper's.
 
     Raises:
         ValueError: sizes that don't fit.
@@ -264,16 +271,21 @@ class LocalScoreTransformer(ScoreNetwork):
         layers: int = 4,
         heads: int = 4,
         embedding_layers: int = 4,
+        reach: float | None = None,
+        contact: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
+        if reach is not None and not reach > 0:
+            raise ValueError(f"reach must be positive, but is {reach}")
         if neighbours < 1:
             raise ValueError(f"neighbours must be at least 1, but is {neighbours}")
         if width % (2 * heads):
             raise ValueError(f"width must be a multiple of 2 heads = {2 * heads}, but is {width}")
         self.d, self.neighbours, self.half_width = d, neighbours, half_width
+        self.heads, self.reach, self.contact = heads, reach, contact
         own = d if half_width is not None else 2 * d
         self.embed_g = _embedding(own, width // 2, embedding_layers)
-        self.embed_x = _embedding(d, width // 2, embedding_layers)
+        self.embed_x = _embedding(d if contact is None else 2 * d, width // 2, embedding_layers)
         block = nn.TransformerEncoderLayer(
             width, heads, width, dropout=0.0, activation="gelu", batch_first=True
         )
@@ -299,13 +311,33 @@ class LocalScoreTransformer(ScoreNetwork):
         if self.half_width is None:
             # Where a token is: the particle's own position less the displacement.
             g = torch.cat([own[..., None, : self.d] - apart, g], -1)
-        tokens = torch.cat([self.embed_g(g), self.embed_x(apart)], -1).flatten(0, 1)
+        near_by = apart if self.contact is None else torch.cat([apart, self._push(apart)], -1)
+        tokens = torch.cat([self.embed_g(g), self.embed_x(near_by)], -1).flatten(0, 1)
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         # Fused attention has no second derivative, which the divergence in a loss needs.
         with sdpa_kernel(SDPBackend.MATH):
-            read = self.encoder(tokens)[:, 0]
+            read = self.encoder(tokens, self._fading(apart))[:, 0]
         return self.read(read).unflatten(0, (batch, n))
+
+    def _push(self, apart: Tensor) -> Tensor:
+        """Repulsion along each displacement, 0 of a particle from itself."""
+        assert self.contact is not None
+        diameter, beta = self.contact
+        square = apart.square().sum(-1, keepdim=True)
+        here = square == 0  # a root has no derivative there
+        r = square.where(~here, torch.ones_like(square)).sqrt()
+        size = nn.functional.softplus(diameter - r, beta=beta) / r
+        return apart * size.where(~here, torch.zeros_like(size))
+
+    def _fading(self, apart: Tensor) -> Tensor | None:
+        """Logarithm of a weight of each neighbour that falls smoothly from 1 to (almost) 0 at `reach`."""
+        if self.reach is None:
+            return None
+        far = (apart.square().sum(-1) / self.reach**2).clamp(max=1).flatten(0, 1)
+        weight = 3 * (1 - far + _ALMOST_NOTHING).log()
+        length = weight.shape[-1]
+        return weight[:, None, None].expand(-1, self.heads, length, length).flatten(0, 1)
 
 
 def nearest(x: Float[Tensor, "batch n d"], k: int, half_width: float | None = None) -> Tensor:
