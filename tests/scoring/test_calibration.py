@@ -22,7 +22,7 @@ def test_the_level_is_held_by_exchangeable_scores(seed, tail):
     rng = np.random.default_rng(seed)
     # Ties, which must not cost validity: averaged over 400 tests of one sample the rejections are at
     # most those of the worst place the null's quantile can lie, 5 standard errors above.
-    null, new = rng.integers(0, 15, 199), rng.integers(0, 15, 400)
+    null, new = rng.integers(0, 15, 199).tolist(), rng.integers(0, 15, 400).tolist()
     test = Value(tail).fit(null).test(new, alpha=0.1)
     assert test.reject.mean() <= 0.1 + 5 * np.sqrt(0.1 * 0.9 * (1 / 400 + 1 / 199))
     assert ((test.p_value > 0) & (test.p_value <= 1)).all()
@@ -37,7 +37,7 @@ def test_p_values_are_ranks_by_hand():
 
 @pytest.mark.parametrize("tail", ["upper", "lower"])
 def test_thresholds_are_where_the_test_begins_to_reject(tail):
-    null = np.random.default_rng(0).normal(size=99)
+    null = np.random.default_rng(0).normal(size=99).tolist()
     scorer = Value(tail).fit(null)
     edge = scorer.threshold(0.05)
     outwards = 1e-9 if tail == "upper" else -1e-9

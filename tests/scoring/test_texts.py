@@ -111,6 +111,20 @@ def test_a_model_that_scales_its_logits_is_read_by_its_logits(tokenizer):
     np.testing.assert_allclose(found.logprob, expected.logprob, atol=2e-4)
 
 
+def test_a_tokenizer_that_knows_no_letters_still_begins_with_its_token(model):
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<s>": 0, "abc": 1, "cab": 2}, unk_token="<s>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex("..."), behavior="isolated")
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
+    (found,) = score_texts(model, tokenizer, ["abccababc"])
+    assert found.ids.tolist() == [1, 2, 1]
+
+
 def test_bad_texts_are_named(model, tokenizer):
     with pytest.raises(ValueError, match="texts must be a list"):
         score_texts(model, tokenizer, [])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,11 +161,14 @@ def _tokenised(
 def _beginning(tokenizer: Any) -> list[int]:
     """Special tokens that the tokenizer puts before a text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    for at in range(len(whole) - len(plain) + 1):
-        if list(whole[at : at + len(plain)]) == list(plain):
-            return list(whole[:at])
-    return []
+    found = tokenizer("a", return_special_tokens_mask=True)
+    whole, special = found["input_ids"], found["special_tokens_mask"]
+    # A text of unknown words may itself be what some tokenizers count as special.
+    most = len(whole) - len(plain)
+    return [
+        token
+        for token, _ in takewhile(lambda pair: pair[1], zip(whole[:most], special, strict=False))
+    ]
 
 
 def _ids(tokenizer: Any, text: Any, name: str) -> tuple[list[int], np.ndarray | None]:
