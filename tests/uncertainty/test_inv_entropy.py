@@ -253,6 +253,7 @@ def test_where_the_measure_falls_with_dispersion_it_says_so():
         InvEntropy(Model(), perturb, embed).score(["Capital of Italy?"])
 
 
+@pytest.mark.usefixtures("unhooked")
 def test_bad_input_is_named():
     good = alike(4, 0.5)
     with pytest.raises(ValueError, match="S_x must be square"):
@@ -286,6 +287,7 @@ def test_bad_input_is_named():
 # --- what it is compared with ---------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unhooked")
 def test_baselines_are_zero_for_one_answer_and_largest_for_strangers():
     assert semantic_entropy(["a", "A ", "a"]) == 0
     assert semantic_entropy(["a", "b", "c", "d"]) == pytest.approx(math.log(4))

@@ -106,8 +106,8 @@ def inv_entropy(
     return InvEntropyResult(
         inv_entropy=_summed(back),
         ni_entropy=_summed(forth),
-        wd=apart,
-        max_p_y_given_x=forth.max(-1),
+        wd=np.asarray(apart),
+        max_p_y_given_x=np.asarray(forth.max(-1)),
         max_p_y=np.broadcast_to(p_y.max(-1), p_x.shape[:-1]),
         p_x=p_x,
         p_y=np.broadcast_to(p_y, p_x.shape),
@@ -131,7 +131,7 @@ def _walk(S: np.ndarray, name: str) -> np.ndarray:
 
 
 def _summed(c: np.ndarray) -> np.ndarray:
-    return -np.where(c > 0, c * np.log(np.where(c > 0, c, 1.0)), 0.0).sum(-1)
+    return np.asarray(-np.where(c > 0, c * np.log(np.where(c > 0, c, 1.0)), 0.0).sum(-1))
 
 
 def bootstrapped(
